@@ -1,0 +1,159 @@
+"""From an image file to the exact pixels a tower sees, once for training, evaluation and the runtime.
+
+    pixels = prepare(load_image(path), preparation)     # uint8 [size, size, 3]
+    x = normalise(pixels, preparation)                  # float32 [3, size, size], what torch is fed
+
+The runtime is handed `pixels` and normalises inside llama.cpp with the same mean and std. Only Pillow and numpy;
+knows nothing about DICOM (edgemed/clinic) or models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from edgemed.core.errors import ImageError
+from edgemed.core.model import Frozen
+
+# 64 Mpx decode to 192 MB of RGB; a full-field digital mammogram has about 20 Mpx.
+MAX_PIXELS = 64_000_000
+# A padded square wider than this is resized in bands of rows, so that 60,000 × 10 px never becomes 60,000².
+BAND_SIDE_PX = 4096
+BAND_ROWS = 256
+
+Mode = Literal["pad", "stretch", "crop"]
+
+
+class ImagePreparation(Frozen):
+    """How an image becomes `size_px` × `size_px` RGB, and how the tower's input is normalised.
+
+    pad:     centred on a square of side max(w, h) filled with `pad_colour`, then resized (LLaVA's `image_aspect_ratio = "pad"`)
+    stretch: resized to the square, aspect ratio lost (SiglipImageProcessor)
+    crop:    shortest edge resized to `size_px`, centre cropped (CLIPImageProcessor)
+    """
+
+    size_px: int
+    mode: Mode
+    pad_colour: tuple[int, int, int] = (0, 0, 0)
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def load_image(source: Path | bytes, name: str = "the image") -> Image.Image:
+    """Decode a file (or its bytes) to an upright RGB image.
+
+    Animated files give their first frame; 16-bit and float grey is scaled from its own minimum and maximum to 0–255;
+    transparency is laid over black. The size is checked before decoding. Raises ImageError.
+    """
+    if isinstance(source, Path):
+        name = source.name
+        if not source.is_file():
+            raise ImageError(f"Expected an image at {source}, found no such file.", "Check the path.")
+    try:
+        if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
+            raise ImageError(f"Expected an image in {name}, found an empty file.", "Export or copy the image again.")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
+            with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise ImageError(
+                        f"Expected an image of at most {MAX_PIXELS // 1_000_000} megapixels in {name}, found {width} × {height}.",
+                        "Scale it down first.",
+                    )
+                image.seek(0)
+                image.load()
+                return _to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"Expected an image of at most {MAX_PIXELS // 1_000_000} megapixels in {name}, found far more.", "Scale it down first.") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(f"Expected an image in {name}, found a file of no image format.", "Use PNG, JPEG, TIFF, WebP, BMP or GIF.") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged files
+        raise ImageError(f"Expected a readable image in {name}, found a damaged one ({error}).", "Export or copy the image again.") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _scale_grey(image).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _scale_grey(image: Image.Image) -> Image.Image:
+    # Pillow's own conversion clips at 255, which turns a 12- or 16-bit radiograph white.
+    values = np.asarray(image, dtype=np.float32)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    scale = 255.0 / (high - low) if high > low else 0.0
+    grey = np.nan_to_num((values - low) * scale, nan=0.0, posinf=255.0, neginf=0.0)
+    return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+
+
+def prepare(image: Image.Image, preparation: ImagePreparation) -> NDArray[np.uint8]:
+    """RGB image → uint8 [size_px, size_px, 3], bicubic with Pillow's antialiasing."""
+    rgb = image if image.mode == "RGB" else image.convert("RGB")
+    resized = {"pad": _pad, "stretch": _stretch, "crop": _crop}[preparation.mode](rgb, preparation)
+    return np.array(resized, dtype=np.uint8)
+
+
+def _stretch(image: Image.Image, p: ImagePreparation) -> Image.Image:
+    return image.resize((p.size_px, p.size_px), Image.Resampling.BICUBIC)
+
+
+def _pad(image: Image.Image, p: ImagePreparation) -> Image.Image:
+    width, height = image.size
+    side = max(width, height)
+    left, top = (side - width) // 2, (side - height) // 2
+    if side <= BAND_SIDE_PX:
+        square = Image.new("RGB", (side, side), p.pad_colour)
+        square.paste(image, (left, top))
+        return square.resize((p.size_px, p.size_px), Image.Resampling.BICUBIC)
+    # Pillow resizes all rows first and then all columns, and rows do not depend on one another: bands give the same bytes.
+    narrow = Image.new("RGB", (p.size_px, side), p.pad_colour)
+    for start in range(0, height, BAND_ROWS):
+        stop = min(start + BAND_ROWS, height)
+        band = Image.new("RGB", (side, stop - start), p.pad_colour)
+        band.paste(image.crop((0, start, width, stop)), (left, 0))
+        narrow.paste(band.resize((p.size_px, stop - start), Image.Resampling.BICUBIC), (0, top + start))
+    return narrow.resize((p.size_px, p.size_px), Image.Resampling.BICUBIC)
+
+
+def _crop(image: Image.Image, p: ImagePreparation) -> Image.Image:
+    # CLIPImageProcessor: shortest edge to size_px, the long one int(short·ratio), then the centre. The centre is cut out of the
+    # source first (with a margin for the filter) only where the long edge would be huge.
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    long_px = int(p.size_px * long / short)
+    if long_px > BAND_SIDE_PX:
+        keep = min(long, 2 * short)
+        start = (long - keep) // 2
+        image = image.crop((start, 0, start + keep, height) if width > height else (0, start, width, start + keep))
+        width, height = image.size
+        long_px = int(p.size_px * keep / short)
+    size = (p.size_px, long_px) if width <= height else (long_px, p.size_px)
+    resized = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - p.size_px) // 2, (size[1] - p.size_px) // 2
+    return resized.crop((left, top, left + p.size_px, top + p.size_px))
+
+
+def normalise(pixels: NDArray[np.uint8], preparation: ImagePreparation) -> NDArray[np.float32]:
+    """uint8 [..., H, W, 3] → float32 [..., 3, H, W]: (x / 255 − mean) / std."""
+    x = pixels.astype(np.float32) / np.float32(255.0)
+    x = (x - np.asarray(preparation.mean, np.float32)) / np.asarray(preparation.std, np.float32)
+    return np.ascontiguousarray(np.moveaxis(x, -1, -3))
+
+
+def hash_pixels(pixels: NDArray[np.uint8]) -> str:
+    """Hex SHA-256 of prepared pixels: the key under which an image's embedding is cached."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()

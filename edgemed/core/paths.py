@@ -1,0 +1,32 @@
+"""Where edgemed keeps its files on a machine. Knows no formats, creates nothing by itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+
+def data_dir() -> Path:
+    """Pulled models and converted artifacts: `EDGEMED_HOME`, else the platform's place for user data."""
+    home = os.environ.get("EDGEMED_HOME")
+    if home:
+        return Path(home)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "edgemed"
+    return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local" / "share"))) / "edgemed"
+
+
+def sources_dir() -> Path:
+    """Downloaded checkpoints, one folder a model."""
+    return data_dir() / "sources"
+
+
+def artifacts_dir() -> Path:
+    """Converted folders, one a model and quant."""
+    return data_dir() / "artifacts"
+
+
+def cache_dir() -> Path:
+    """Things that can be made again: which files were already hashed, which runtime was already probed."""
+    return data_dir() / "cache"

@@ -1,0 +1,105 @@
+"""The same questions through transformers: what the converted artifact is compared with, and how a checkpoint is scored on a GPU.
+
+    python -m edgemed.evaluation.reference CHECKPOINT --dataset slake=PATH --split validate [--blank]
+
+Reads a folder that `edgemed finetune` wrote (with `edgemed.json`). Greedy, batched, bf16 on a GPU and fp32 on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgemed.core.conversation import ConversationTemplate, ImageSlot, clean_answer, render
+from edgemed.core.images import ImagePreparation, load_image, normalise, prepare
+from edgemed.data import Sample, load_samples
+from edgemed.evaluation.metrics import score
+
+
+class Reference:
+    """A checkpoint in transformers with its own preparation and template."""
+
+    def __init__(self, folder: Path) -> None:
+        import torch
+        from transformers import AutoTokenizer, LlavaForConditionalGeneration
+
+        self.torch = torch
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
+        contract = json.loads((folder / "edgemed.json").read_text(encoding="utf-8"))
+        self.image = ImagePreparation(**contract["image"])
+        self.template = ConversationTemplate(**contract["template"])
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(self.device).eval()
+        config = self.model.config
+        self.image_tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+
+    def prompt(self, sample: Sample) -> list[int]:
+        """Token ids up to where the answer begins."""
+        ids: list[int] = [self.tokenizer.bos_token_id] if self.template.bos else []
+        for segment in render(self.template, sample.turns[:-1]):
+            if isinstance(segment, ImageSlot):
+                ids += [self.model.config.image_token_id] * self.image_tokens
+            else:
+                ids += self.tokenizer(segment.text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def answers(self, samples: Sequence[Sample], blank: bool = False, batch_size: int = 128, max_tokens: int = 24) -> Iterator[str]:
+        """Greedy answers, in order. `blank` replaces every image by the padding colour."""
+        for start in range(0, len(samples), batch_size):
+            yield from self._batch(samples[start : start + batch_size], blank, max_tokens)
+
+    def _batch(self, samples: Sequence[Sample], blank: bool, max_tokens: int) -> list[str]:
+        torch = self.torch
+        prompts = [self.prompt(s) for s in samples]
+        length = max(map(len, prompts))
+        pad = self.tokenizer.pad_token_id or 0
+        ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
+        pixels = torch.from_numpy(np.stack([normalise(self._pixels(s, blank), self.image) for s in samples if s.image]))
+        out = self.model.generate(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            pixel_values=pixels.to(self.device, self.model.dtype),
+            max_new_tokens=max_tokens,
+            do_sample=False,
+            eos_token_id=self._end_ids(),
+            pad_token_id=pad,
+        )
+        texts = self.tokenizer.batch_decode(out[:, length:], skip_special_tokens=False)
+        return [clean_answer(self.template, t) for t in texts]
+
+    def _pixels(self, sample: Sample, blank: bool) -> Any:
+        assert sample.image is not None
+        if blank:
+            return np.broadcast_to(np.array(self.image.pad_colour, np.uint8), (self.image.size_px, self.image.size_px, 3))
+        return prepare(load_image(sample.image), self.image)
+
+    def _end_ids(self) -> list[int]:
+        stops = [self.tokenizer.convert_tokens_to_ids(s) for s in self.template.stop]
+        return [i for i in {self.tokenizer.eos_token_id, *stops} if isinstance(i, int)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--dataset", required=True, help="NAME=PATH")
+    parser.add_argument("--split", default="validate")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--blank", action="store_true")
+    args = parser.parse_args()
+    name, _, path = args.dataset.partition("=")
+    samples = load_samples(name, Path(path), args.split)[: args.limit]
+    answers = list(Reference(args.checkpoint).answers(samples, args.blank))
+    scores = score((s.answer_type, a, s.answer) for s, a in zip(samples, answers, strict=True))
+    print(json.dumps({"checkpoint": args.checkpoint.name, "dataset": name, "split": args.split, "blank": args.blank, **asdict(scores)}))
+
+
+if __name__ == "__main__":
+    main()

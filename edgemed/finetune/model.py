@@ -1,0 +1,128 @@
+"""The model of a stage: loaded or joined, and which of its parts learn.
+
+align     projector
+instruct  projector + LLM (or LoRA on it)
+vqa       projector + LLM (or LoRA on it)
+and the tower too where its learning rate is above 0 (not in align).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+
+from edgemed.core.errors import CheckpointError, RecipeError
+from edgemed.finetune.recipe import JoinRecipe, Recipe
+
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|dense|fc1|fc2)"
+PARTS = ("projector", "llm", "tower")
+
+
+def part_of(name: str) -> str:
+    """Which part a parameter belongs to, by HF's module names: 'projector', 'tower' or 'llm'."""
+    if "multi_modal_projector" in name:
+        return "projector"
+    return "tower" if "vision_tower" in name else "llm"
+
+
+def load_model(recipe: Recipe) -> tuple[Any, Any]:
+    """(model in float32, tokenizer) of a recipe, parts frozen by its stage. Raises CheckpointError, RecipeError."""
+    folder = recipe.model or (recipe.join and recipe.join.llm)
+    assert folder is not None  # load_recipe saw to it
+    for path in (folder, recipe.join and recipe.join.tower):
+        if path and not (path / "config.json").is_file():
+            raise CheckpointError(f"Expected an HF checkpoint at {path}, found no config.json there.", "Check the path in the recipe.")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = join(recipe.join, tokenizer) if recipe.join else LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    if recipe.image.size_px != model.config.vision_config.image_size:
+        raise RecipeError(
+            f"Expected image.size_px = {model.config.vision_config.image_size} for this tower, found {recipe.image.size_px}.", "Correct the recipe."
+        )
+    if recipe.lora:
+        model = _add_lora(model, recipe)
+    _freeze(model, recipe)
+    return model, tokenizer
+
+
+def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
+    """A LlavaForConditionalGeneration from a bare LLM and tower, with a fresh two-layer projector."""
+    image_id = tokenizer.convert_tokens_to_ids(recipe.image_token)
+    if image_id is None or image_id == tokenizer.unk_token_id:
+        raise RecipeError(f"Expected join.image_token in the tokenizer, found no '{recipe.image_token}'.", "Name a token of the LLM that text never uses.")
+    vision_config = AutoConfig.from_pretrained(recipe.tower)
+    vision_config = getattr(vision_config, "vision_config", vision_config)
+    if recipe.tower_activation:
+        vision_config.hidden_act = recipe.tower_activation
+    text_config = AutoConfig.from_pretrained(recipe.llm)
+    full = "full" if "siglip" in vision_config.model_type else "default"
+    config = LlavaConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_index=image_id,
+        image_seq_length=(vision_config.image_size // vision_config.patch_size) ** 2,
+        projector_hidden_act=recipe.activation,
+        vision_feature_select_strategy=full,
+        vision_feature_layer=recipe.feature_layer,
+        tie_word_embeddings=text_config.tie_word_embeddings,
+    )
+    model = LlavaForConditionalGeneration(config).float()
+    _copy(model.model.vision_tower, AutoModel.from_pretrained(recipe.tower, dtype=torch.float32), recipe.tower)
+    llm = AutoModelForCausalLM.from_pretrained(recipe.llm, dtype=torch.float32)
+    _copy(model.model.language_model, llm.model, recipe.llm)
+    model.lm_head.load_state_dict(llm.lm_head.state_dict())
+    model.tie_weights()
+    model.generation_config = llm.generation_config
+    return model
+
+
+def _copy(target: Any, source: Any, path: Path) -> None:
+    state = source.state_dict()
+    wanted = target.state_dict().keys()
+    strip = "vision_model."
+    renamed = {k if k in wanted else k.removeprefix(strip): v for k, v in state.items()}
+    missing = [k for k in wanted if k not in renamed]
+    if missing:
+        raise CheckpointError(f"Expected the tensor {missing[0]} in {path}, found none.", "Check that the folder holds the right kind of model.")
+    target.load_state_dict({k: renamed[k] for k in wanted})
+
+
+def _add_lora(model: Any, recipe: Recipe) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    assert recipe.lora is not None
+    config = LoraConfig(r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout, target_modules=LORA_TARGETS)
+    return get_peft_model(model, config)
+
+
+def rates(recipe: Recipe) -> dict[str, float]:
+    """Learning rate of each part in this stage; 0 means frozen."""
+    optim = recipe.optim
+    if recipe.stage == "align":
+        return {"projector": optim.projector_rate, "llm": 0.0, "tower": 0.0}
+    return {"projector": optim.projector_rate, "llm": optim.llm_rate, "tower": optim.tower_rate}
+
+
+def _freeze(model: Any, recipe: Recipe) -> None:
+    rate = rates(recipe)
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        adapter = "lora_" in name
+        parameter.requires_grad_(rate[part] > 0 and (part != "llm" or recipe.lora is None or adapter))
+    # A feature is taken before the tower's last layers; what it never passes through must not count as trainable.
+    base = model.get_base_model() if recipe.lora else model
+    tower = base.model.vision_tower
+    tower = getattr(tower, "vision_model", tower)
+    used = base.config.vision_feature_layer % (base.config.vision_config.num_hidden_layers + 1)
+    for layer in tower.encoder.layers[used:]:
+        layer.requires_grad_(False)
+    tower.post_layernorm.requires_grad_(False)

@@ -1,0 +1,130 @@
+"""A stage's recipe: a small TOML file, checked before anything is loaded, and saved beside the result.
+
+    output = "out/vqa"
+    model = "out/instruct"                      # an HF checkpoint: the previous stage's, or any LlavaForConditionalGeneration
+    [[data]]
+    name = "slake"
+    path = "slake"
+
+Paths are relative to the recipe. Knows no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from edgemed.core.conversation import find_template
+from edgemed.core.errors import RecipeError
+from edgemed.core.files import os_errors
+from edgemed.core.images import ImagePreparation
+from edgemed.core.model import Frozen
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Stage = Literal["align", "instruct", "vqa"]
+STAGES: tuple[Stage, ...] = ("align", "instruct", "vqa")
+
+
+class DataRecipe(Frozen):
+    """One data set; its rows are seen `repeat` times an epoch."""
+
+    name: str
+    path: Path
+    split: str = "train"
+    repeat: int = Field(default=1, ge=1)
+
+
+class JoinRecipe(Frozen):
+    """A bare LLM and tower to be joined by a fresh projector. `image_token` is a token of the LLM's own that text never uses."""
+
+    llm: Path
+    tower: Path
+    image_token: str
+    feature_layer: int = -2
+    activation: Literal["gelu", "gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
+    # libmtmd computes the tanh GELU only; a tower trained with another one is set to this before training.
+    tower_activation: str | None = None
+
+
+class LoraRecipe(Frozen):
+    """Low-rank adapters on every linear layer of the LLM."""
+
+    rank: int = Field(default=32, ge=1)
+    alpha: float = Field(default=64, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class OptimRecipe(Frozen):
+    """Step counts, batch and learning rates; a part whose rate is 0 is frozen, where the stage does not freeze it anyway."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    max_steps: int = -1
+    batch_size: int = Field(default=8, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    projector_rate: float = Field(default=2e-5, ge=0)
+    llm_rate: float = Field(default=2e-5, ge=0)
+    tower_rate: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    bf16: bool = False
+    workers: int = Field(default=0, ge=0)
+    # Random rotation (degrees), scale and shift of the prepared image; no mirroring, since left and right are asked about.
+    rotate_deg: float = Field(default=0.0, ge=0)
+    scale: float = Field(default=0.0, ge=0, lt=1)
+    shift: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Recipe(Frozen):
+    """Everything a stage needs."""
+
+    stage: Stage
+    output: Path
+    model: Path | None = None
+    join: JoinRecipe | None = None
+    template: str
+    image: ImagePreparation
+    data: tuple[DataRecipe, ...] = Field(min_length=1)
+    optim: OptimRecipe = OptimRecipe()
+    lora: LoraRecipe | None = None
+    max_tokens: int = Field(default=2048, ge=16)
+    seed: int = 0
+    save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+
+def load_recipe(stage: str, path: Path) -> Recipe:
+    """Read and check a recipe. Raises RecipeError with every problem found."""
+    if stage not in STAGES:
+        raise RecipeError(f"Expected a stage out of {', '.join(STAGES)}, found '{stage}'.", "Choose one of them.")
+    if not path.is_file():
+        raise RecipeError(f"Expected a recipe at {path}, found no such file.", "Check the path.")
+    with os_errors(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        data: dict[str, Any] = tomllib.loads(text)
+        recipe = Recipe.model_validate({"stage": stage, **data})
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"Expected TOML in {path}, found something else ({error}).", "Correct the line.") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise RecipeError(f"Expected a valid recipe in {path}, found {problems}.", "Correct these keys.") from error
+    if (recipe.model is None) == (recipe.join is None):
+        raise RecipeError(f"Expected either 'model' or '[join]' in {path}, found {'both' if recipe.model else 'neither'}.", "Keep one of them.")
+    if recipe.lora and stage == "align":
+        raise RecipeError(f"Expected no [lora] in {path}, found one: the align stage trains the projector alone.", "Remove it.")
+    find_template(recipe.template)
+    return _resolve(recipe, path.resolve().parent)
+
+
+def _resolve(recipe: Recipe, folder: Path) -> Recipe:
+    join = recipe.join and recipe.join.model_copy(update={"llm": folder / recipe.join.llm, "tower": folder / recipe.join.tower})
+    data = tuple(d.model_copy(update={"path": folder / d.path}) for d in recipe.data)
+    model = recipe.model and folder / recipe.model
+    return recipe.model_copy(update={"output": folder / recipe.output, "model": model, "join": join, "data": data})
