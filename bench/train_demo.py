@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+
 def build_base(gguf: Path, out: Path) -> None:
     """The GGUF as an HF checkpoint (dequantised), with SmolLM2's own pre-tokenizer, which transformers leaves out of it."""
     import torch
@@ -65,6 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--align-steps", type=int, default=800)
     parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--minutes", type=float, help="end the vqa stage after so many, its schedule with it")
     parser.add_argument("--eval-limit", type=int, help="score so many questions only")
     parser.add_argument("--batch-size", type=int, default=48)
     parser.add_argument("--rank", type=int, default=32)
@@ -114,7 +116,8 @@ def main() -> None:
         "lora": {"rank": args.rank, "alpha": args.rank, "dropout": args.dropout},
         "optim": {**optim, **rates, **augment},
     }
-    path = write_toml(out / "vqa.toml", {**vqa, "output": str(out / "vqa"), "optim": {**vqa["optim"], "max_steps": args.steps}})
+    limits = {"max_steps": args.steps, **({"max_minutes": args.minutes} if args.minutes else {})}
+    path = write_toml(out / "vqa.toml", {**vqa, "output": str(out / "vqa"), "optim": {**vqa["optim"], **limits}})
     print(f"vqa: {args.steps} steps, {run_stage('vqa', path):.0f} s", flush=True)
     for extra in ([], ["--blank"]):
         command = [sys.executable, "-m", "edgemed.evaluation.reference", str(out / "vqa"), "--dataset", f"slake={data / 'slake'}", *extra]

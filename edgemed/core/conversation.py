@@ -209,7 +209,9 @@ def render(template: ConversationTemplate, turns: Sequence[Turn]) -> list[Segmen
     _add(out, template.system)
     for position, turn in enumerate(turns):
         if turn.role != ("user", "assistant")[position % 2]:
-            raise InputError(f"Expected turns of user and assistant in alternation, found '{turn.role}' at {position}.", "Start with the user.")
+            raise InputError(
+                f"Expected turns of user and assistant in alternation, found '{turn.role}' at {position}.", "Start with the user."
+            )
         if turn.role == "assistant":
             _add(out, template.answer_prefix + clean_text(template, turn.text) + template.answer_suffix, answer=True)
             continue
@@ -255,7 +257,10 @@ def to_jinja(template: ConversationTemplate) -> str:
 
     A message's image markers are part of its content there (llama.cpp puts its own marker in), so only the text around is made.
     """
-    t = {k: _jinja_text(getattr(template, k)) for k in ("system", "user_prefix", "user_suffix", "assistant_prefix", "answer_prefix", "answer_suffix")}
+    t = {
+        k: _jinja_text(getattr(template, k))
+        for k in ("system", "user_prefix", "user_suffix", "assistant_prefix", "answer_prefix", "answer_suffix")
+    }
     return (
         f"{{{{ {t['system']} }}}}"
         "{% for message in messages %}"

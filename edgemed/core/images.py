@@ -74,11 +74,17 @@ def load_image(source: Path | bytes, name: str = "the image") -> Image.Image:
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError(f"Expected an image of at most {MAX_PIXELS // 1_000_000} megapixels in {name}, found far more.", "Scale it down first.") from error
+        raise ImageError(
+            f"Expected an image of at most {MAX_PIXELS // 1_000_000} megapixels in {name}, found far more.", "Scale it down first."
+        ) from error
     except UnidentifiedImageError as error:
-        raise ImageError(f"Expected an image in {name}, found a file of no image format.", "Use PNG, JPEG, TIFF, WebP, BMP or GIF.") from error
+        raise ImageError(
+            f"Expected an image in {name}, found a file of no image format.", "Use PNG, JPEG, TIFF, WebP, BMP or GIF."
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged files
-        raise ImageError(f"Expected a readable image in {name}, found a damaged one ({error}).", "Export or copy the image again.") from error
+        raise ImageError(
+            f"Expected a readable image in {name}, found a damaged one ({error}).", "Export or copy the image again."
+        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -149,8 +155,8 @@ def _crop(image: Image.Image, p: ImagePreparation) -> Image.Image:
 
 def normalise(pixels: NDArray[np.uint8], preparation: ImagePreparation) -> NDArray[np.float32]:
     """uint8 [..., H, W, 3] → float32 [..., 3, H, W]: (x / 255 − mean) / std."""
-    x = pixels.astype(np.float32) / np.float32(255.0)
-    x = (x - np.asarray(preparation.mean, np.float32)) / np.asarray(preparation.std, np.float32)
+    scaled = pixels.astype(np.float32) / np.float32(255.0)
+    x = (scaled - np.asarray(preparation.mean, np.float32)) / np.asarray(preparation.std, np.float32)
     return np.ascontiguousarray(np.moveaxis(x, -1, -3))
 
 

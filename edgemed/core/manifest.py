@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from edgemed.core.conversation import ConversationTemplate
-from edgemed.core.errors import ArtifactError, ResourceError
+from edgemed.core.errors import ArtifactError, EdgemedError
 from edgemed.core.files import describe_os_error, os_errors, save_text, sha256_file
 from edgemed.core.images import ImagePreparation
 from edgemed.core.model import Frozen
@@ -95,6 +95,8 @@ class Certificate(Frozen):
 
     probe: str
     vision: Summary
+    # The same from the written file's own weights, where its types lose more than rounding: a runtime must come close to these.
+    vision_stored: Summary | None = None
     # Measured by verify on the converted files: distances are relative L2.
     vision_distance: float | None = None
     logits: Summary | None = None
@@ -163,14 +165,17 @@ def load_artifact(folder: Path) -> Artifact:
         raise ArtifactError(f"Expected JSON in {path}, found something else ({error}).", "Convert the model again.") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
-        raise ArtifactError(f"Expected manifest schema {SCHEMA_VERSION} in {path}, found {version}.", "Convert the model with this edgemed.")
+        raise ArtifactError(
+            f"Expected manifest schema {SCHEMA_VERSION} in {path}, found {version}.", "Convert the model with this edgemed."
+        )
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ArtifactError(
-            f"Expected a valid manifest in {path}, found {error.error_count()} problem(s), first at '{where}': {first['msg']}.", "Convert the model again."
+            f"Expected a valid manifest in {path}, found {error.error_count()} problem(s), first at '{where}': {first['msg']}.",
+            "Convert the model again.",
         ) from error
     artifact = Artifact(folder, manifest)
     for name, record in manifest.files.items():
@@ -179,7 +184,9 @@ def load_artifact(folder: Path) -> Artifact:
         _check_size(folder / name, record)
     for path in (artifact.llm_path, artifact.mmproj_path):
         if path.name not in manifest.files:
-            raise ArtifactError(f"Expected {path.name} among the manifest's files in {folder}, found no record of it.", "Convert the model again.")
+            raise ArtifactError(
+                f"Expected {path.name} among the manifest's files in {folder}, found no record of it.", "Convert the model again."
+            )
     return artifact
 
 
@@ -188,7 +195,9 @@ def _check_size(path: Path, record: FileRecord) -> None:
         raise ArtifactError(f"Expected the file {path}, found none.", "Copy the whole folder, or convert the model again.")
     size = path.stat().st_size
     if size != record.size_bytes:
-        raise ArtifactError(f"Expected {record.size_bytes} bytes in {path}, found {size}.", "Copy the file again, or convert the model again.")
+        raise ArtifactError(
+            f"Expected {record.size_bytes} bytes in {path}, found {size}.", "Copy the file again, or convert the model again."
+        )
 
 
 def verify_files(artifact: Artifact, use_cache: bool = True) -> None:
@@ -207,7 +216,8 @@ def verify_files(artifact: Artifact, use_cache: bool = True) -> None:
             found = sha256_file(path)
         if found != record.sha256:
             raise ArtifactError(
-                f"Expected SHA-256 {record.sha256[:12]}… for {path}, found {found[:12]}….", "Copy the file again, or convert the model again."
+                f"Expected SHA-256 {record.sha256[:12]}… for {path}, found {found[:12]}….",
+                "Copy the file again, or convert the model again.",
             )
         _remember(key)
 
@@ -226,5 +236,5 @@ def _verified() -> list[str]:
 
 def _remember(key: str) -> None:
     # Where the cache cannot be written (a read-only home), files are hashed again next time.
-    with suppress(ResourceError):
+    with suppress(EdgemedError):
         save_text(_verified_path(), json.dumps([*_verified()[-199:], key]))

@@ -32,7 +32,8 @@ def probe_pixels(size_px: int) -> NDArray[np.uint8]:
     image = blocks[index][:, index].astype(np.int32)
     ramp = (np.arange(size_px)[:, None] + 2 * np.arange(size_px)[None, :]) * 64 // (3 * size_px)
     noise = _stream("noise", size_px * size_px * 3).reshape(size_px, size_px, 3) >> 3
-    return np.clip(image * 5 // 8 + ramp[:, :, None] + noise, 0, 255).astype(np.uint8)
+    out: NDArray[np.uint8] = np.clip(image * 5 // 8 + ramp[:, :, None] + noise, 0, 255).astype(np.uint8)
+    return out
 
 
 def summary_rows(n_rows: int) -> NDArray[np.int64]:

@@ -22,7 +22,14 @@ from edgemed.data.samples import AnswerType, Sample
 
 Row = dict[str, Any]
 # SLAKE and VQA-RAD write OPEN/CLOSED (VQA-RAD also with a trailing blank), Med-MoE's files open/close.
-_TYPES: dict[str, AnswerType] = {"open": "open", "closed": "closed", "close": "closed", "yes/no": "closed", "other": "open", "number": "open"}
+_TYPES: dict[str, AnswerType] = {
+    "open": "open",
+    "closed": "closed",
+    "close": "closed",
+    "yes/no": "closed",
+    "other": "open",
+    "number": "open",
+}
 
 
 def load_samples(name: str, path: Path, split: str = "train") -> list[Sample]:
@@ -36,7 +43,9 @@ def load_samples(name: str, path: Path, split: str = "train") -> list[Sample]:
         raise DatasetError(f"Expected rows in the split '{split}' of {name} at {path}, found none.", "Check the split's name.")
     missing = [s.image for s in samples if s.image and not s.image.is_file()]
     if missing:
-        raise DatasetError(f"Expected the image {missing[0]}, found none ({len(missing)} of {len(samples)} rows lack theirs).", "Copy the images.")
+        raise DatasetError(
+            f"Expected the image {missing[0]}, found none ({len(missing)} of {len(samples)} rows lack theirs).", "Copy the images."
+        )
     return samples
 
 
@@ -85,7 +94,7 @@ def _read_slake(folder: Path, split: str) -> list[Sample]:
 
 def _read_vqa_rad(folder: Path, split: str) -> list[Sample]:
     path = folder / "VQA_RAD Dataset Public.json"
-    chosen = {"train": lambda test: not test, "test": lambda test: test, "all": lambda test: True}
+    chosen: dict[str, Callable[[bool], bool]] = {"train": lambda test: not test, "test": lambda test: test, "all": lambda test: True}
     if split not in chosen:
         raise DatasetError(f"Expected the split train, test or all of vqa-rad, found '{split}'.", "Choose one of them.")
     return [
@@ -124,7 +133,9 @@ def _read_llava(path: Path, split: str) -> list[Sample]:
         if not isinstance(rounds, list) or len(rounds) < 2 or len(rounds) % 2:
             raise DatasetError(f"Expected pairs of 'human' and 'gpt' in row {i} of {file}, found {rounds!r:.80}.", "Check the row.")
         image = _find_image(file.parent, str(row["image"])) if row.get("image") else None
-        samples.append(Sample(str(row.get("id", i)), image, tuple(_turns(rounds, image, file, i)), _answer_type(str(row.get("answer_type", "")))))
+        samples.append(
+            Sample(str(row.get("id", i)), image, tuple(_turns(rounds, image, file, i)), _answer_type(str(row.get("answer_type", ""))))
+        )
     return samples
 
 
@@ -137,13 +148,17 @@ def _turns(rounds: list[Row], image: Path | None, file: Path, position: int) -> 
     for k, message in enumerate(rounds):
         want = ("human", "gpt")[k % 2]
         if message.get("from") != want:
-            raise DatasetError(f"Expected a message from '{want}' in row {position} of {file}, found '{message.get('from')}'.", "Check the row.")
+            raise DatasetError(
+                f"Expected a message from '{want}' in row {position} of {file}, found '{message.get('from')}'.", "Check the row."
+            )
         text = str(message.get("value", ""))
         images = text.count(IMAGE_MARKER)
         if k and images:
             raise DatasetError(f"Expected the image in the first message of row {position} of {file}, found it in message {k}.", "Move it.")
         if k == 0 and images != (1 if image else 0):
-            raise DatasetError(f"Expected {1 if image else 0} {IMAGE_MARKER} in row {position} of {file}, found {images}.", "Check the row.")
+            raise DatasetError(
+                f"Expected {1 if image else 0} {IMAGE_MARKER} in row {position} of {file}, found {images}.", "Check the row."
+            )
         turns.append(Turn("user" if k % 2 == 0 else "assistant", text.replace(IMAGE_MARKER, "").strip(), images))
     return turns
 

@@ -43,15 +43,33 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
         if path and not (path / "config.json").is_file():
             raise CheckpointError(f"Expected an HF checkpoint at {path}, found no config.json there.", "Check the path in the recipe.")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = join(recipe.join, tokenizer) if recipe.join else LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model = load_full(recipe, tokenizer)
     if recipe.image.size_px != model.config.vision_config.image_size:
         raise RecipeError(
             f"Expected image.size_px = {model.config.vision_config.image_size} for this tower, found {recipe.image.size_px}.", "Correct the recipe."
         )
     if recipe.lora:
+        if recipe.optim.bf16:
+            model.model.language_model.to(torch.bfloat16)  # frozen; `merged` goes back to the exact weights
+            model.tie_weights()
         model = _add_lora(model, recipe)
     _freeze(model, recipe)
     return model, tokenizer
+
+
+def load_full(recipe: Recipe, tokenizer: Any) -> Any:
+    """The recipe's starting point in float32, nothing frozen."""
+    return join(recipe.join, tokenizer) if recipe.join else LlavaForConditionalGeneration.from_pretrained(recipe.model, dtype=torch.float32)
+
+
+def merged(model: Any, recipe: Recipe, tokenizer: Any, adapter: Path) -> Any:
+    """A trained model with the saved adapter merged into the exact base weights, which training may have rounded to bfloat16."""
+    from peft import PeftModel
+
+    full, trained = load_full(recipe, tokenizer), model.get_base_model()
+    for part in ("vision_tower", "multi_modal_projector"):
+        getattr(full.model, part).load_state_dict(getattr(trained.model, part).state_dict())
+    return PeftModel.from_pretrained(full, str(adapter)).merge_and_unload()
 
 
 def join(recipe: JoinRecipe, tokenizer: Any) -> Any:

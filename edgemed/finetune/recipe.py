@@ -66,6 +66,8 @@ class OptimRecipe(Frozen):
 
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int = -1
+    # On hired hardware: the schedule follows the share of these minutes that has passed, and training ends with them.
+    max_minutes: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=8, ge=1)
     accumulation: int = Field(default=1, ge=1)
     projector_rate: float = Field(default=2e-5, ge=0)

@@ -9,19 +9,20 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from edgemed.core.conversation import find_template
 from edgemed.core.errors import RecipeError, ResourceError
 from edgemed.core.files import os_errors, save_text
 from edgemed.data import hash_samples, load_samples
-from edgemed.finetune.examples import Collator, Examples
-from edgemed.finetune.model import PARTS, load_model, part_of, rates
+from edgemed.finetune.examples import IGNORE, Collator, Examples
+from edgemed.finetune.model import PARTS, load_model, merged, part_of, rates
 from edgemed.finetune.recipe import OptimRecipe, Recipe
 
 
@@ -43,11 +44,37 @@ class StageTrainer(Trainer):
             self.optimizer = torch.optim.AdamW(groups, weight_decay=self.recipe.optim.weight_decay, fused=torch.cuda.is_available())
         return self.optimizer
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        pixels = inputs.pop("pixels", None)
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Linear warm-up, then a cosine to 0, over steps or over the minutes allowed, whichever is further."""
+        if self.lr_scheduler is None:
+            optim, begin = self.recipe.optim, time.monotonic()
+
+            def factor(step: int) -> float:
+                done = step / num_training_steps
+                if optim.max_minutes:
+                    done = max(done, (time.monotonic() - begin) / (60 * optim.max_minutes))
+                if done < optim.warmup_ratio:
+                    return min(1.0, max(done, 1 / num_training_steps) / optim.warmup_ratio)
+                return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
+    ) -> Any:
+        """Cross entropy of the answers; logits are made from the first answer's position on only."""
+        pixels, labels = inputs.pop("pixels", None), inputs.pop("labels")
         if pixels is not None:
             inputs["pixel_values"] = self._normalise(pixels, model.training)
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        first = max(1, int((labels != IGNORE).any(0).int().argmax()))
+        keep = torch.arange(first - 1, labels.shape[1] - 1, device=labels.device)
+        outputs = model(**inputs, logits_to_keep=keep)
+        logits, wanted = outputs.logits.float(), labels[:, first:]
+        total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="sum")
+        count = num_items_in_batch if num_items_in_batch is not None else (wanted != IGNORE).sum()
+        return (total / count, outputs) if return_outputs else total / count
 
     def _normalise(self, pixels: torch.Tensor, training: bool) -> torch.Tensor:
         image = self.recipe.image
@@ -74,6 +101,16 @@ def move_images(x: torch.Tensor, optim: OptimRecipe, fill: torch.Tensor) -> torc
     grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
     colour = fill.to(x.device).view(1, 3, 1, 1)
     return torch.nn.functional.grid_sample(x - colour, grid, align_corners=False) + colour
+
+
+class Deadline(TrainerCallback):
+    """Ends training after so many minutes."""
+
+    def __init__(self, minutes: float) -> None:
+        self.end = time.monotonic() + 60 * minutes
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_training_stop = control.should_training_stop or time.monotonic() > self.end
 
 
 def train(recipe: Recipe) -> Path:
@@ -127,6 +164,7 @@ def _trainer(recipe: Recipe, model: Any, tokenizer: Any, examples: Examples) -> 
         bf16=optim.bf16,
         logging_steps=max(1, steps // 100),
         save_strategy="no",
+        logging_nan_inf_filter=False,
         report_to=[],
         remove_unused_columns=False,
         dataloader_num_workers=optim.workers,
@@ -136,7 +174,8 @@ def _trainer(recipe: Recipe, model: Any, tokenizer: Any, examples: Examples) -> 
         label_names=["labels"],
     )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    return StageTrainer(recipe, model=model, args=arguments, train_dataset=examples, data_collator=Collator(pad))
+    callbacks = [Deadline(optim.max_minutes)] if optim.max_minutes else []
+    return StageTrainer(recipe, model=model, args=arguments, train_dataset=examples, data_collator=Collator(pad), callbacks=callbacks)
 
 
 def save_checkpoint(recipe: Recipe, model: Any, tokenizer: Any, run: dict[str, Any]) -> None:
@@ -147,7 +186,7 @@ def save_checkpoint(recipe: Recipe, model: Any, tokenizer: Any, run: dict[str, A
         (out / "run.json").unlink(missing_ok=True)
         if recipe.lora:
             model.save_pretrained(out / "adapter")
-            model = model.merge_and_unload()
+            model = merged(model, recipe, tokenizer, out / "adapter")
         model.to(getattr(torch, recipe.save_dtype)).save_pretrained(out)
         tokenizer.save_pretrained(out)
         image = recipe.image

@@ -1,0 +1,69 @@
+# Every target makes its own virtual environment where none is there. Overridable: PYTHON, VENV, CMAKE_ARGS, TORCH, TORCH_INDEX.
+#   make demo      install, pull the embedded model's base, convert, verify, ask, measure
+#   make test      everything that CI runs
+#   CMAKE_ARGS="-DGGML_CUDA=ON" make demo      on a GPU
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+# A portable llama-cpp-python: no instructions of the building machine alone. pip's cache does not know CMAKE_ARGS, so a build with
+# other ones goes past it, and a change of them installs anew.
+PORTABLE = -DGGML_NATIVE=OFF
+export CMAKE_ARGS ?= $(PORTABLE)
+BUILD_OPTIONS = $(if $(filter-out $(PORTABLE),$(CMAKE_ARGS)),--no-cache-dir)
+
+# PyTorch's own index has CPU builds; it is asked only where it answers, otherwise the usual indexes are.
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+METADATA = pyproject.toml setup.py
+
+.PHONY: demo test pytest lint docs docs-check bench clean FORCE
+
+demo: $(VENV)/.stamp-base
+	$(BIN)/edgemed models pull edgemed-demo
+	$(BIN)/edgemed demo
+
+test: pytest lint docs-check
+
+pytest: $(VENV)/.stamp-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.stamp-test
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.stamp-base
+	$(BIN)/python -m edgemed.cli.docs
+
+docs-check: $(VENV)/.stamp-test
+	$(BIN)/python -m edgemed.cli.docs --check
+
+bench: $(VENV)/.stamp-base
+	$(BIN)/edgemed models pull edgemed-demo
+	$(BIN)/edgemed bench --device cpu
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.cmake-args: FORCE | $(BIN)/python
+	@echo '$(CMAKE_ARGS)' | cmp -s - $@ || { test ! -e $@ || $(PIP) uninstall -y llama-cpp-python; echo '$(CMAKE_ARGS)' > $@; }
+
+$(VENV)/.stamp-base: $(METADATA) $(VENV)/.cmake-args | $(BIN)/python
+	$(PIP) install $(BUILD_OPTIONS) -e .
+	@touch $@
+
+$(VENV)/.stamp-torch: | $(BIN)/python
+	$(BIN)/python -c 'import torch' 2>/dev/null || { \
+	  $(BIN)/python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5)' $(TORCH_INDEX) 2>/dev/null && \
+	  $(PIP) install --extra-index-url $(TORCH_INDEX) '$(TORCH)'; } || $(PIP) install '$(TORCH)'
+	@touch $@
+
+$(VENV)/.stamp-test: $(METADATA) $(VENV)/.stamp-torch $(VENV)/.stamp-base
+	$(PIP) install -e '.[dev,train,plots]'
+	@touch $@

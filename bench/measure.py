@@ -1,0 +1,145 @@
+"""What a converted model costs: the static card first, then what was measured, then the distance between the two.
+
+    trace = measure_artifact(artifact, find_device("cpu"))
+
+Static: both files and the key-value cache, as they are reported at loading. Measured: the memory of this program's whole process
+tree on a CPU, or of the engine on the GPU by NVML, sampled while questions are answered; and the speed of that. Thin for now:
+fixed questions about the fixed probe image, greedy.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from bench.devices import Device
+from edgemed.core.manifest import Artifact
+from edgemed.core.probe import probe_pixels
+from edgemed.core.units import format_bytes, format_duration
+from runtimes.engine import Engine
+from runtimes.memory import measure_memory
+from runtimes.messages import EngineSettings, Finished, PreparedImage
+
+QUESTIONS = ("Describe this image in detail.", "What organs can be seen? Name all of them.", "Is anything abnormal? Explain.")
+MAX_TOKENS = 64
+CONTEXT_TOKENS = 1024
+_SAMPLE_S = 0.05
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One measurement. Seconds and bytes; medians over the questions where there are several."""
+
+    model_bytes: int
+    vision_bytes: int
+    kv_bytes: int
+    static_bytes: int
+    peak_rss_bytes: int
+    peak_anonymous_bytes: int | None
+    peak_device_bytes: int | None
+    load_s: float
+    image_encode_s: float
+    first_token_s: float
+    follow_up_first_token_s: float
+    decode_tokens_per_s: float
+    new_tokens: int
+    devices: tuple[str, ...]
+    runtime: str
+
+
+@dataclass
+class _Peaks:
+    rss: int = 0
+    anonymous: int | None = None
+    device: int | None = None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def sample(self, device: int) -> None:
+        report = measure_memory(os.getpid(), device)
+        self.rss = max(self.rss, report.rss_bytes)
+        self.anonymous = _larger(self.anonymous, report.anonymous_bytes)
+        self.device = _larger(self.device, report.device_process_bytes)
+
+
+def _larger(a: int | None, b: int | None) -> int | None:
+    return max(v for v in (a, b) if v is not None) if (a, b) != (None, None) else None
+
+
+@contextmanager
+def _sampled(device: int) -> Iterator[_Peaks]:
+    peaks = _Peaks()
+
+    def run() -> None:
+        while not peaks.stop.wait(_SAMPLE_S):
+            peaks.sample(device)
+
+    thread = threading.Thread(target=run, name="memory", daemon=True)
+    thread.start()
+    try:
+        yield peaks
+    finally:
+        peaks.stop.set()
+        thread.join()
+        peaks.sample(device)
+
+
+def measure_artifact(artifact: Artifact, device: Device) -> Trace:
+    """Load, ask three questions about one image, and measure. Raises what the engine raises."""
+    context = min(CONTEXT_TOKENS, artifact.manifest.llm.context_length)
+    settings = EngineSettings(context_tokens=context, gpu_layers=-1 if device.gpu else 0)
+    size_px = artifact.manifest.image.size_px
+    image = PreparedImage(probe_pixels(size_px).tobytes(), size_px)
+    with _sampled(settings.device) as peaks, Engine.open(artifact, settings) as engine:
+        answers = [engine.ask(question, [image], max_tokens=MAX_TOKENS) for question in QUESTIONS]
+        report = engine.report
+        peaks.sample(settings.device)
+    return Trace(
+        model_bytes=report.model_bytes,
+        vision_bytes=report.vision_bytes,
+        kv_bytes=report.kv_bytes,
+        static_bytes=report.model_bytes + report.vision_bytes + report.kv_bytes,
+        peak_rss_bytes=peaks.rss,
+        peak_anonymous_bytes=peaks.anonymous,
+        peak_device_bytes=peaks.device,
+        load_s=report.load_s,
+        image_encode_s=answers[0].timings.encode_s,
+        first_token_s=answers[0].timings.first_token_s,
+        follow_up_first_token_s=statistics.median(a.timings.first_token_s for a in answers[1:]),
+        decode_tokens_per_s=_decode_speed(answers),
+        new_tokens=sum(a.usage.new_tokens for a in answers),
+        devices=report.devices,
+        runtime=report.runtime,
+    )
+
+
+def _decode_speed(answers: list[Finished]) -> float:
+    seconds = sum(a.timings.decode_s for a in answers)
+    return sum(a.usage.new_tokens - 1 for a in answers) / seconds if seconds > 0 else 0.0
+
+
+def rows_of(trace: Trace, device: Device) -> list[tuple[str, str]]:
+    """A trace as a table's rows: static, measured, gap, speed, and whether the device has room."""
+    on_gpu = device.gpu and trace.peak_device_bytes is not None
+    peak = (trace.peak_device_bytes or 0) if on_gpu else trace.peak_rss_bytes
+    rows = [
+        ("static: language model", format_bytes(trace.model_bytes)),
+        ("static: tower and projector", format_bytes(trace.vision_bytes)),
+        ("static: key-value cache", format_bytes(trace.kv_bytes)),
+        ("static: sum", format_bytes(trace.static_bytes)),
+        (f"measured: peak {'on the GPU' if on_gpu else 'of all processes (RSS)'}", format_bytes(peak)),
+        ("measured less static", format_bytes(peak - trace.static_bytes)),
+        ("load", format_duration(trace.load_s)),
+        ("image encoding", format_duration(trace.image_encode_s)),
+        ("first token, first question", format_duration(trace.first_token_s)),
+        ("first token, same image again", format_duration(trace.follow_up_first_token_s)),
+        ("decoding", f"{trace.decode_tokens_per_s:.1f} tokens/s over {trace.new_tokens} tokens"),
+        ("measured on", ", ".join(trace.devices) or "CPU"),
+    ]
+    if device.memory_bytes is not None:
+        fits = "fits" if peak <= device.memory_bytes else "does not fit"
+        rows.append((f"{device.title}, {format_bytes(device.memory_bytes)}", f"{fits} (compared by memory, not run on it)"))
+    return rows

@@ -1,0 +1,263 @@
+"""From a checkpoint to an artifact: two GGUF files and a manifest, streamed, all or nothing.
+
+    artifact = convert(checkpoint, Path("out"), Recipe.of(bits=4))
+
+Nothing is ever whole in memory, nothing half-written appears under its final name (staging.py). Knows no checkpoint layout
+(readers/) and no quantisation rule (recipes.py).
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from math import prod
+from pathlib import Path
+
+from gguf import GGML_QUANT_VERSION
+from gguf import GGMLQuantizationType as Type
+
+from converters.certificate import build_certificate, count_passes
+from converters.checkpoint import Checkpoint, TensorSource
+from converters.llm import llm_metadata, llm_tensors
+from converters.metadata import Metadata, text, u32
+from converters.quantise import Planned
+from converters.recipes import Recipe, file_type
+from converters.staging import commit, staged
+from converters.tokenizers import tokenizer_metadata
+from converters.vision import PaddedTensor, vision_metadata, vision_tensors
+from converters.writer import data_bytes, write_gguf
+from edgemed.core.errors import InputError, ResourceError
+from edgemed.core.files import os_errors, sha256_file
+from edgemed.core.manifest import (
+    Artifact,
+    FileRecord,
+    LlmRecord,
+    Manifest,
+    SourceRecord,
+    TensorRecord,
+    VisionRecord,
+    load_artifact,
+    save_manifest,
+)
+from edgemed.core.units import format_bytes
+
+# Called with (done, total), in bytes; the certificate's layers count as their share of the tower's file.
+Progress = Callable[[int, int], None]
+
+# Headers with a vocabulary of 150,000 tokens take 4 MB, a manifest less than one.
+_SPARE_BYTES = 8_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One file to be written."""
+
+    kind: str
+    name: str
+    quant: str
+    arch: str
+    metadata: Metadata
+    tensors: Sequence[Planned]
+
+    @property
+    def parameters(self) -> int:
+        """The model's weights, without zeros that only fill blocks."""
+        return sum(prod(t.source.base.shape if isinstance(t.source, PaddedTensor) else t.shape) for t in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * sum(t.size_bytes for t in self.tensors) / self.parameters
+
+    @property
+    def records(self) -> list[TensorRecord]:
+        return [
+            TensorRecord(
+                source=t.source.name,
+                name=t.name,
+                file="llm" if self.kind == "llm" else "mmproj",
+                type=t.type.name,
+                shape=t.shape,
+                size_bytes=t.size_bytes,
+            )
+            for t in self.tensors
+        ]
+
+
+def convert(
+    checkpoint: Checkpoint, out_dir: Path, recipe: Recipe, *, threads: int | None = None, progress: Progress | None = None
+) -> Artifact:
+    """Write the artifact of `checkpoint` into `out_dir`, replacing one that is there once the new one is complete.
+
+    Raises CheckpointError (weights), RecipeError (types), ResourceError (disk full; nothing is left) and InputError (out_dir).
+    """
+    plans = [plan_vision(checkpoint, recipe), plan_llm(checkpoint, recipe)]
+    sources = {name: _source_path(checkpoint, name) for name in checkpoint.files}
+    _check_target(out_dir, sources)
+    vision, llm = plans
+    size = sum(data_bytes(p.tensors) for p in plans)
+    layer_bytes = data_bytes(vision.tensors) // checkpoint.tower.layers
+    total = size + layer_bytes * checkpoint.tower.layers * count_passes(checkpoint.tower, vision.tensors)
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        if progress:
+            progress(done, total)
+
+    with staged(out_dir) as staging, ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
+        _check_space(out_dir, size + _SPARE_BYTES)
+        advance(0)
+        hashes = hasher.submit(_hash_sources, checkpoint, sources)
+        workers = threads or os.cpu_count() or 1
+        files = {
+            vision.name: write_gguf(staging / vision.name, vision.arch, vision.metadata, vision.tensors, threads=workers, advance=advance)
+        }
+        certificate, notes = build_certificate(checkpoint, vision.tensors, staging / vision.name, lambda: advance(layer_bytes))
+        files[llm.name] = write_gguf(staging / llm.name, llm.arch, llm.metadata, llm.tensors, threads=workers, advance=advance)
+        _sync(staging, files)
+        source = SourceRecord(reader=checkpoint.reader, path=str(checkpoint.path), files=hashes.result(), notes=(*checkpoint.notes, *notes))
+        manifest = _manifest(checkpoint, recipe, plans, files, source).model_copy(update={"certificate": certificate})
+        save_manifest(staging, manifest)
+        commit(staging, out_dir)
+    return load_artifact(out_dir)
+
+
+def plan_llm(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
+    """The LLM's file: names, types, metadata."""
+    tensors = llm_tensors(checkpoint.llm)
+    types = recipe.llm_types((name, source.shape) for name, source in tensors)
+    quant = _label(recipe.llm, tensors, types)
+    metadata = {
+        **_general(checkpoint.name, quant),
+        **llm_metadata(checkpoint.llm, checkpoint.name),
+        **tokenizer_metadata(checkpoint.tokenizer, checkpoint.template),
+    }
+    return Plan("llm", f"{_file_stem(checkpoint.name)}-{quant}.gguf", quant, checkpoint.llm.arch, metadata, _planned(tensors, types))
+
+
+def plan_vision(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
+    """The tower and projector's file."""
+    tower, projector, width = checkpoint.tower, checkpoint.projector, checkpoint.llm.hidden
+    stored_ffn = recipe.padded_ffn(tower.ffn)
+    tensors = vision_tensors(tower, projector, width=width, stored_ffn=stored_ffn)
+    types = recipe.vision_types((name, source.shape) for name, source in tensors)
+    quant = _label(recipe.vision, tensors, types)
+    metadata = {**_general(checkpoint.name, quant), **vision_metadata(tower, checkpoint.image, width=width, stored_ffn=stored_ffn)}
+    return Plan("mmproj", f"mmproj-{_file_stem(checkpoint.name)}-{quant}.gguf", quant, "clip", metadata, _planned(tensors, types))
+
+
+def _planned(tensors: Sequence[tuple[str, TensorSource]], types: Mapping[str, Type]) -> list[Planned]:
+    return [Planned(name, source, types[name]) for name, source in tensors]
+
+
+def _label(asked: str, tensors: Sequence[tuple[str, TensorSource]], types: Mapping[str, Type]) -> str:
+    """What a file is called after: the type asked for, or the most common one where rows did not allow that."""
+    values: Counter[Type] = Counter()
+    for name, source in tensors:
+        values[types[name]] += prod(source.shape)
+    most = values.most_common(1)[0][0].name
+    return asked if asked.startswith(most) else most
+
+
+def _general(name: str, quant: str) -> Metadata:
+    return {"general.name": text(name), "general.quantization_version": u32(GGML_QUANT_VERSION), "general.file_type": u32(file_type(quant))}
+
+
+def _file_stem(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "model"
+
+
+def _source_path(checkpoint: Checkpoint, name: str) -> Path:
+    folder = checkpoint.path if checkpoint.path.is_dir() else checkpoint.path.parent
+    return folder / name  # an absolute name stays what it is
+
+
+def _hash_sources(checkpoint: Checkpoint, paths: Mapping[str, Path]) -> dict[str, FileRecord]:
+    out = {}
+    for name, record in checkpoint.files.items():
+        with os_errors(paths[name]):
+            out[name] = record if record.sha256 else FileRecord(size_bytes=paths[name].stat().st_size, sha256=sha256_file(paths[name]))
+    return out
+
+
+def _check_target(out_dir: Path, sources: Mapping[str, Path]) -> None:
+    # An artifact that is converted anew into its own folder would be replaced while it is read.
+    if any(path.resolve().parent == out_dir.resolve() for path in sources.values()):
+        raise InputError(
+            f"Expected an output folder other than the source's, found {out_dir} for both.", "Choose another folder with --out."
+        )
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    with os_errors(folder):
+        free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ResourceError(
+            f"Expected {format_bytes(needed)} of free disk space for {folder}, found {format_bytes(free)}.",
+            "Free some space or choose another folder with --out.",
+        )
+
+
+def _sync(folder: Path, names: Mapping[str, FileRecord]) -> None:
+    for name in names:
+        with os_errors(folder / name), (folder / name).open("rb+") as f:
+            os.fsync(f.fileno())
+
+
+def _manifest(
+    checkpoint: Checkpoint, recipe: Recipe, plans: Sequence[Plan], files: dict[str, FileRecord], source: SourceRecord
+) -> Manifest:
+    vision, llm = plans
+    return Manifest(
+        name=checkpoint.name,
+        bits=recipe.bits,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        tool_versions=tool_versions(),
+        source=source,
+        llm=LlmRecord(
+            file=llm.name,
+            arch=llm.arch,
+            quant=llm.quant,
+            parameters=llm.parameters,
+            bits_per_weight=round(llm.bits_per_weight, 4),
+            context_length=checkpoint.llm.context_length,
+            vocab_size=checkpoint.llm.vocab_size,
+            embedding_length=checkpoint.llm.hidden,
+        ),
+        vision=VisionRecord(
+            file=vision.name,
+            tower=checkpoint.tower.kind,
+            quant=vision.quant,
+            parameters=vision.parameters,
+            bits_per_weight=round(vision.bits_per_weight, 4),
+            image_tokens=checkpoint.tower.image_tokens,
+            skip_first_token=checkpoint.tower.skip_first_token,
+            keep_cls=checkpoint.tower.keep_cls,
+        ),
+        files=files,
+        image=checkpoint.image,
+        template=checkpoint.template,
+        space_prefix=checkpoint.tokenizer.space_prefix,
+        recipe=recipe.describe(),
+        tensors=tuple(record for plan in plans for record in plan.records),
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """What made the files."""
+    out = {"python": platform.python_version()}
+    for name in ("edgemed", "gguf", "llama-cpp-python", "numpy"):
+        try:
+            out[name] = version(name)
+        except PackageNotFoundError:
+            out[name] = "not installed as a package"
+    return out

@@ -1,0 +1,105 @@
+"""A tensor's bytes, piece by piece: read rows, check them, quantise them in threads, hand them over in order.
+
+    for data in quantised_pieces(planned, pool, threads):
+        file.write(data)
+
+Only a few pieces are in memory at a time, whatever the tensor's size. Knows nothing about files or GGUF's layout.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+from numpy.typing import NDArray
+
+from converters.checkpoint import F32, TensorSource
+from converters.ggml import quantise_rows, row_bytes
+from converters.iq4nl import quantise_iq4_nl
+from edgemed.core.errors import CheckpointError
+
+# float32 values of one piece: 4 MiB, small enough for caches to help and large enough that threads rarely wait for one another.
+PIECE_VALUES = 1 << 20
+F16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor to be written: GGUF name, where its values come from, and as which type."""
+
+    name: str
+    source: TensorSource
+    type: Type
+    importance: F32 | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.source.shape
+
+    @property
+    def size_bytes(self) -> int:
+        *rows, width = self.shape
+        return prod(rows) * row_bytes(self.type, width)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    tensor: Planned
+    start: int
+    stop: int
+
+
+def _pieces(tensor: Planned) -> Iterator[_Piece]:
+    rows = tensor.shape[0]
+    if len(tensor.shape) == 1:
+        yield _Piece(tensor, 0, rows)  # a row of GGUF, which must not be cut
+        return
+    step = max(1, PIECE_VALUES // max(1, prod(tensor.shape[1:])))
+    for start in range(0, rows, step):
+        yield _Piece(tensor, start, min(rows, start + step))
+
+
+def quantise_piece(tensor: Planned, start: int, stop: int) -> NDArray[np.uint8]:
+    """Rows start:stop of a tensor in its type. Raises CheckpointError where a value is not finite or does not fit F16."""
+    values = tensor.source.read(start, stop)
+    wanted = (stop - start, *tensor.shape[1:])
+    if values.shape != wanted:
+        raise CheckpointError(
+            f"Expected shape {wanted} for rows of '{tensor.source.name}', found {values.shape}.", "Fetch the checkpoint again."
+        )
+    rows = values.reshape(-1, tensor.shape[-1])
+    # Two reductions without a temporary; both carry NaN along.
+    low, high = (float(rows.min()), float(rows.max())) if rows.size else (0.0, 0.0)
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise CheckpointError(f"Expected finite weights, found NaN or infinity in '{tensor.source.name}'.", "Use an undamaged checkpoint.")
+    if tensor.type == Type.F16 and max(-low, high) > F16_MAX:
+        raise CheckpointError(
+            f"Expected weights within ±65504 for F16, found {max(-low, high):.3g} in '{tensor.source.name}'.",
+            "Pass --quant BF16 or --vision-quant BF16.",
+        )
+    if tensor.type == Type.IQ4_NL and tensor.importance is None:
+        return quantise_iq4_nl(rows)
+    return quantise_rows(tensor.type, rows, tensor.importance)
+
+
+def quantised_pieces(tensors: Iterable[Planned], pool: Executor, in_flight: int) -> Iterator[tuple[Planned, NDArray[np.uint8]]]:
+    """The bytes of all tensors in order, made by `pool`, at most `in_flight` pieces ahead of the consumer."""
+    waiting: deque[tuple[Planned, Future[NDArray[np.uint8]]]] = deque()
+    try:
+        for tensor in tensors:
+            for piece in _pieces(tensor):
+                waiting.append((tensor, pool.submit(quantise_piece, tensor, piece.start, piece.stop)))
+                if len(waiting) >= in_flight:
+                    done, future = waiting.popleft()
+                    yield done, future.result()
+        while waiting:
+            done, future = waiting.popleft()
+            yield done, future.result()
+    finally:
+        for _, future in waiting:
+            future.cancel()

@@ -1,0 +1,35 @@
+"""LLaVA-Med v1.0's deltas (reader e): the difference to a base, added while reading; the projector is stored as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from converters.checkpoint import TensorSource
+from converters.readers.names import Groups, split_names
+from converters.readers.store import open_weights
+from converters.tensors import DeltaTensor
+from edgemed.core.errors import CheckpointError
+
+# Only these may have more rows than the base has: tokens were added.
+_GROWING = {"model.embed_tokens.weight", "lm_head.weight"}
+
+
+def add_base(delta: Groups, base: Path) -> tuple[Groups, tuple[Path, ...]]:
+    """The language model as base + delta; tower and projector are the delta's own. Raises CheckpointError where they do not fit."""
+    weights = open_weights(base, "model", "pytorch_model")
+    have = split_names(weights.tensors).llm
+    out: dict[str, TensorSource] = {}
+    for name, tensor in delta.llm.items():
+        if name not in have:
+            raise CheckpointError(
+                f"Expected tensor '{name}' of the delta in its base {base}, found none.", "Check that this is the delta's base."
+            )
+        out[name] = DeltaTensor(have[name], tensor)
+        fits = tensor.shape == have[name].shape
+        grown = name in _GROWING and all(d >= b for d, b in zip(tensor.shape, have[name].shape, strict=True))
+        if not fits and not grown:
+            raise CheckpointError(
+                f"Expected shape {list(tensor.shape)} for '{have[name].name}' of the base {base}, found {list(have[name].shape)}.",
+                "Check that this is the delta's base.",
+            )
+    return Groups(out, delta.tower, delta.projector), weights.files

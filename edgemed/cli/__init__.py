@@ -1,0 +1,32 @@
+"""The command line, the only room that prints. `edgemed --help` imports no model code: each command imports what it needs.
+
+    edgemed demo                                    convert, verify, ask and measure the embedded model
+    edgemed ask "Is there a fracture?" --image x.png
+
+`run` is `main` without the exit, for tests. Registered commands are in app.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from edgemed.cli.errors import report_error
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; its exit code."""
+    from edgemed.cli.app import app
+
+    try:
+        app(args=list(arguments), prog_name="edgemed")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (Exception, KeyboardInterrupt) as error:  # the one place where errors become sentences
+        return report_error(error)
+    return 0
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""`edgemed ask`: one question, one streamed answer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from edgemed.cli.compose import engine_settings, prepare_images, require_artifact
+from edgemed.cli.options import Images, Json, MaxTokens, Model, Question, Quiet, Seed, Temperature
+from edgemed.cli.output import ADVICE, Output
+
+if TYPE_CHECKING:
+    from edgemed.core.manifest import Artifact
+    from runtimes.engine import Engine
+    from runtimes.messages import Finished, PreparedImage, Sampling
+
+
+def ask(
+    question: Question,
+    image: Images = None,
+    model: Model = None,
+    max_tokens: MaxTokens = 256,
+    temperature: Temperature = 0.0,
+    seed: Seed = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask one question, about images where some are given. The answer advises and never replaces a clinician."""
+    from runtimes.engine import Engine
+    from runtimes.messages import Sampling
+
+    out = Output(json=json, quiet=quiet)
+    artifact = require_artifact(model, out)
+    images = prepare_images(image or [], artifact)  # a bad image is told before a model is loaded
+    with Engine.open(artifact, engine_settings(artifact)) as engine:
+        finished = stream_answer(engine, question, images, Sampling(temperature=temperature, seed=seed), max_tokens, out)
+    out.advise()
+    out.result(describe_answer(artifact, question, finished))
+
+
+def stream_answer(
+    engine: Engine, question: str, images: tuple[PreparedImage, ...], sampling: Sampling, max_tokens: int, out: Output
+) -> Finished:
+    """Ask and print tokens as they come. Raises what the engine failed with."""
+    from edgemed.core.conversation import Turn
+    from runtimes.messages import Failed, Finished, Request, Token
+
+    turns = (Turn("user", question, images=len(images)),)
+    request = Request(turns=turns, images=images, sampling=sampling, max_tokens=max_tokens)
+    begun = False
+    for event in engine.submit(request):
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Finished):
+            out.text("")
+            return event
+        if isinstance(event, Token):
+            text = event.text if begun else event.text.lstrip()
+            begun = begun or bool(text)
+            out.text(text, end="")
+    raise AssertionError("an engine's answer ends with Finished or Failed")
+
+
+def describe_answer(artifact: Artifact, question: str, finished: Finished) -> dict[str, object]:
+    """An answer in a result."""
+    from edgemed.core.conversation import clean_answer
+
+    return {
+        "question": question,
+        "answer": clean_answer(artifact.manifest.template, finished.text),
+        "reason": finished.reason,
+        "model": artifact.manifest.name,
+        "artifact": artifact.folder,
+        "usage": asdict(finished.usage),
+        "timings": asdict(finished.timings),
+        "advice": ADVICE,
+    }

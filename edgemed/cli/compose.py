@@ -1,0 +1,167 @@
+"""Where rooms that never import one another meet: source → converter, artifact → engine. Used by the commands.
+
+A SOURCE is a path or a name of models.toml, a DIR a converted folder or an artifact's name; left out, either means edgemed-demo,
+which is converted first where that was not done yet. Nothing here reaches for the network: what is not pulled is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgemed.cli.output import Output
+
+if TYPE_CHECKING:
+    from converters.checkpoint import Checkpoint
+    from converters.recipes import Recipe
+    from edgemed.core.images import ImagePreparation
+    from edgemed.core.manifest import Artifact
+    from edgemed.core.registry import ModelEntry
+    from runtimes.messages import EngineSettings, PreparedImage
+
+DEMO_BITS = 4
+CONTEXT_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What a person said about a source; None where the checkpoint or models.toml tells."""
+
+    adapter: Path | None = None
+    base: Path | None = None
+    vision_tower: Path | None = None
+    mmproj: Path | None = None
+    template: str | None = None
+    image_mode: str | None = None
+    name: str | None = None
+
+
+def find_entry(source: str | None) -> ModelEntry | None:
+    """The registry's entry that SOURCE means, or None where it is a path."""
+    from edgemed.core.registry import DEFAULT_MODEL, load_registry
+
+    registry = load_registry()
+    if source is None:
+        return registry.find(DEFAULT_MODEL)
+    if Path(source).exists() or not registry.knows(source):
+        return None
+    return registry.find(source)
+
+
+def named_bits(source: str | None) -> int | None:
+    """The bits of an artifact's name, as in `convert tinyllava-med-fq4`; None for any other SOURCE."""
+    entry = find_entry(source)
+    return next((a.bits for a in entry.artifacts if a.name == source), None) if entry else None
+
+
+def open_source(source: str | None, options: SourceOptions) -> Checkpoint:
+    """Open a checkpoint by path or name. Raises CheckpointError, RegistryError, HubError (not pulled)."""
+    from converters.readers import open_checkpoint
+    from edgemed.core.errors import CheckpointError
+    from edgemed.core.registry import locate_sources
+
+    entry = find_entry(source)
+    if entry is None:
+        path = Path(source or "")
+        if not path.exists():
+            raise CheckpointError(
+                f"Expected a checkpoint at {path}, found no such file or folder, and no model of that name.", "See: edgemed models list"
+            )
+        return open_checkpoint(
+            path,
+            adapter=options.adapter,
+            base=options.base,
+            vision_tower=options.vision_tower,
+            mmproj=options.mmproj,
+            template=options.template,
+            image_mode=options.image_mode,
+            name=options.name,
+        )
+    parts = locate_sources(entry)
+    return open_checkpoint(
+        parts.model,
+        adapter=options.adapter or parts.adapter,
+        base=options.base or parts.base,
+        vision_tower=options.vision_tower or parts.vision_tower,
+        mmproj=options.mmproj or parts.mmproj,
+        template=options.template or entry.template,
+        image=_image_of(entry, options.image_mode),
+        name=options.name or entry.name,
+    )
+
+
+def _image_of(entry: ModelEntry, mode: str | None) -> ImagePreparation:
+    from edgemed.core.errors import InputError
+    from edgemed.core.images import ImagePreparation
+
+    if mode not in (None, "pad", "stretch", "crop"):
+        raise InputError(f"Expected --image-mode pad, stretch or crop, found '{mode}'.", "Pass one of them.")
+    return ImagePreparation.model_validate(entry.image.model_dump() | ({"mode": mode} if mode else {}))
+
+
+def default_out(source: str | None, checkpoint: Checkpoint, recipe: Recipe, plain_bits: bool) -> Path:
+    """Where an artifact goes without --out: its name in models.toml, else the model's name and type."""
+    from edgemed.core.paths import artifacts_dir
+
+    entry = find_entry(source)
+    if entry is not None and plain_bits:
+        return artifacts_dir() / entry.artifact_name(recipe.bits)
+    return artifacts_dir() / f"{checkpoint.name}-{recipe.llm}"
+
+
+def convert_source(
+    source: str | None,
+    options: SourceOptions,
+    recipe: Recipe,
+    out: Output,
+    *,
+    out_dir: Path | None = None,
+    plain_bits: bool = True,
+    threads: int | None = None,
+) -> Artifact:
+    """Read, quantise and write; notes and a progress bar on stderr."""
+    from converters.convert import convert
+
+    checkpoint = open_source(source, options)
+    folder = out_dir or default_out(source, checkpoint, recipe, plain_bits)
+    out.note(f"Converting {checkpoint.name} ({checkpoint.reader}) to {recipe.llm}, tower {recipe.vision}, into {folder}")
+    with out.progress() as bar:
+        artifact = convert(checkpoint, folder, recipe, threads=threads, progress=lambda done, total: bar("convert", done, total))
+    for note in artifact.manifest.source.notes:
+        out.warn(note)
+    return artifact
+
+
+def require_artifact(folder: Path | None, out: Output) -> Artifact:
+    """The artifact of a folder or of a name; edgemed-demo, converted now if need be, where none is given."""
+    from edgemed.core.manifest import MANIFEST_NAME, load_artifact
+    from edgemed.core.paths import artifacts_dir
+    from edgemed.core.registry import DEFAULT_MODEL, load_registry
+
+    if folder is not None:
+        named = artifacts_dir() / folder.name
+        if not folder.exists() and len(folder.parts) == 1 and (named / MANIFEST_NAME).is_file():
+            return load_artifact(named)
+        return load_artifact(folder)
+    default = artifacts_dir() / load_registry().find(DEFAULT_MODEL).artifact_name(DEMO_BITS)
+    if (default / MANIFEST_NAME).is_file():
+        return load_artifact(default)
+    from converters.recipes import Recipe
+
+    return convert_source(None, SourceOptions(), Recipe.of(bits=DEMO_BITS), out)
+
+
+def prepare_images(paths: Sequence[Path], artifact: Artifact) -> tuple[PreparedImage, ...]:
+    """Image files as the artifact's tower was trained to see them. Raises ImageError."""
+    from runtimes.engine import prepare_image
+
+    return tuple(prepare_image(artifact, path) for path in paths)
+
+
+def engine_settings(artifact: Artifact) -> EngineSettings:
+    """One conversation, with the context that most models have, or all of a smaller one's."""
+    from runtimes.messages import EngineSettings
+
+    return EngineSettings(context_tokens=min(CONTEXT_TOKENS, artifact.manifest.llm.context_length))

@@ -1,0 +1,42 @@
+"""Raised deep, formatted once: every error becomes `Error: sentence`, a hint, and an exit code.
+
+0 success · 1 error · 2 usage (the option parser's own) · 130 interrupted. A traceback shows only under EDGEMED_DEBUG=1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from edgemed.core.errors import EdgemedError
+
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+
+def report_error(error: BaseException) -> int:
+    """Tell a person about `error` on stderr; the exit code."""
+    if os.environ.get("EDGEMED_DEBUG") == "1":
+        traceback.print_exception(error)
+    if isinstance(error, KeyboardInterrupt):
+        print("Interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    message, hint = describe_error(error)
+    print(f"Error: {message}", file=sys.stderr)
+    if hint:
+        print(f"Hint: {hint}", file=sys.stderr)
+    return EXIT_ERROR
+
+
+def describe_error(error: BaseException) -> tuple[str, str]:
+    """One sentence and a hint."""
+    if isinstance(error, EdgemedError):
+        return error.message, error.hint
+    if isinstance(error, MemoryError):
+        return "The machine has too little memory for this.", "Close other programs or use a smaller model."
+    what = " ".join(str(error).split()) or "no message"
+    return (
+        f"Something unforeseen happened ({type(error).__name__}: {what}).",
+        "Run it again with EDGEMED_DEBUG=1 and report what it prints.",
+    )

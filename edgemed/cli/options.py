@@ -1,0 +1,62 @@
+"""Every option and argument of the command line, defined once, so that one word means one thing everywhere.
+
+Paths are plain: a path that does not exist is an error of ours (exit 1), not a usage error of the parser (exit 2).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes; warnings stay.")]
+
+ModelName = Annotated[str, typer.Argument(help="A name of `edgemed models list`.", metavar="NAME")]
+ModelNames = Annotated[list[str] | None, typer.Argument(help="Names of `edgemed models list`. All where left out.", metavar="[NAME]...")]
+Source = Annotated[
+    str | None,
+    typer.Argument(
+        help="A checkpoint's folder, a GGUF file, or a name of `edgemed models list`. edgemed-demo where left out.", metavar="[SOURCE]"
+    ),
+]
+Folder = Annotated[Path | None, typer.Argument(help="A converted model's folder. edgemed-demo where left out.", metavar="[DIR]")]
+Folders = Annotated[list[Path] | None, typer.Argument(help="Converted models' folders. edgemed-demo where left out.", metavar="[DIR]...")]
+Model = Annotated[Path | None, typer.Option("--model", help="A converted model's folder. edgemed-demo where left out.", metavar="DIR")]
+Question = Annotated[str, typer.Argument(help="What to ask.", metavar="QUESTION")]
+Images = Annotated[list[Path] | None, typer.Option("--image", help="An image file; can be given several times.", metavar="FILE")]
+
+Bits = Annotated[int | None, typer.Option("--bits", help="4, 8 or 16 bits a weight; 4 where nothing is said.", metavar="N")]
+Quant = Annotated[
+    str | None, typer.Option("--quant", help="GGUF type of the language model instead of --bits, as Q4_K_M, Q8_0 or F16.", metavar="TYPE")
+]
+VisionQuant = Annotated[str | None, typer.Option("--vision-quant", help="GGUF type of the vision tower instead of --bits.", metavar="TYPE")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; by default one under edgemed's own data folder.", metavar="DIR")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="A LoRA adapter (folder or GGUF) to merge.", metavar="PATH")]
+Base = Annotated[Path | None, typer.Option("--base", help="The base that SOURCE is an adapter or a delta of.", metavar="PATH")]
+VisionTower = Annotated[Path | None, typer.Option("--vision-tower", help="The tower's folder, where SOURCE only names it.", metavar="DIR")]
+Mmproj = Annotated[Path | None, typer.Option("--mmproj", help="Tower and projector as a GGUF, where SOURCE is a GGUF.", metavar="FILE")]
+Template = Annotated[
+    str | None, typer.Option("--template", help="Conversation template, where the checkpoint does not tell.", metavar="NAME")
+]
+ImageMode = Annotated[
+    str | None, typer.Option("--image-mode", help="How images were made square in training: pad, stretch or crop.", metavar="MODE")
+]
+Name = Annotated[str | None, typer.Option("--name", help="The converted model's name.", metavar="NAME")]
+Threads = Annotated[int | None, typer.Option("--threads", help="Worker threads; by default one a core.", metavar="N", min=1)]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not run the converted model once to check it.")]
+Reference = Annotated[
+    Path | None, typer.Option("--reference", help="The source checkpoint, to compare with transformers (train extra).", metavar="DIR")
+]
+
+MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longest answer.", metavar="N", min=1)]
+Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.", metavar="T", min=0.0)]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling, with a temperature above 0.", metavar="N")]
+
+Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]
+Device = Annotated[str, typer.Option("--device", help="cpu, rtx3050, rtx3080 or jetson.", metavar="NAME")]
+Datasets = Annotated[list[str], typer.Option("--dataset", help="A data set as NAME=PATH; can be given several times.", metavar="NAME=PATH")]
+Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N questions of each data set.", metavar="N", min=1)]
+Split = Annotated[str, typer.Option("--split", help="Which part of each data set.", metavar="NAME")]
+Blank = Annotated[bool, typer.Option("--blank", help="Show an empty image each time: what a model answers without seeing.")]

@@ -1,0 +1,80 @@
+"""The one sink for everything a command says: data on stdout, the rest on stderr; for people, as JSON, or quiet.
+
+    out = Output(json=True)
+    out.note("Converting …")            # stderr, unless quiet
+    out.text("answer")                  # stdout, for people
+    out.result({"answer": "…"})         # stdout's last line, with --json
+
+rich is imported when a table or a bar is drawn, so that --help stays quick. Knows no command and no model.
+"""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+Progress = Callable[[str, int, int], None]
+
+ADVICE = "This answer advises and never replaces a clinician's judgement."
+
+
+# Control characters but tab and line feed, and the C1 set: a terminal obeys some of them.
+_CONTROL = {code: None for code in (*range(9), *range(11, 32), *range(127, 160))}
+
+
+def printable(text: str) -> str:
+    """`text` without control characters."""
+    return text.translate(_CONTROL)
+
+
+@dataclass(frozen=True)
+class Output:
+    """How one command speaks. With `json`, stdout holds one JSON document and nothing else; `quiet` silences notes and bars."""
+
+    json: bool = False
+    quiet: bool = False
+
+    def text(self, text: str, end: str = "\n") -> None:
+        """Data for a person, on stdout. What a model wrote cannot steer the terminal."""
+        if not self.json:
+            print(printable(text), end=end, flush=True)
+
+    def note(self, text: str) -> None:
+        """What is going on, on stderr."""
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """What a person should know, on stderr, also when quiet."""
+        print(f"Warning: {text}", file=sys.stderr, flush=True)
+
+    def advise(self) -> None:
+        """The note under every answer, on stderr, also when quiet."""
+        print(ADVICE, file=sys.stderr, flush=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table for a person, on stdout."""
+        if not self.json:
+            from edgemed.report.tables import print_table
+
+            print_table(title, columns, rows)
+
+    def result(self, data: dict[str, Any]) -> None:
+        """The command's result as one JSON line, with --json."""
+        if self.json:
+            print(jsonlib.dumps(data, ensure_ascii=False, default=str), flush=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress]:
+        """A callback (what, done, total) that draws one bar a thing on stderr; without a terminal or when quiet, nothing."""
+        if self.quiet or not sys.stderr.isatty():
+            yield lambda what, done, total: None
+            return
+        from edgemed.report.tables import progress_bars
+
+        with progress_bars() as show:
+            yield show

@@ -1,0 +1,1 @@
+"""Tables and plots for bench, evaluation and training."""

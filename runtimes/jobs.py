@@ -1,0 +1,172 @@
+"""What the scheduler moves around: a job (a request with its prompt, rows and text so far) and a slot (a sequence of the cache).
+
+Both change only in the scheduler's thread, but for `Job.cancel`. They know nothing of llama.cpp's calls.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemed.core.errors import EngineError
+from runtimes.libllama import Sampler
+from runtimes.messages import Finished, FinishReason, Request, Timings, Token, Usage
+from runtimes.prompt import Prompt
+from runtimes.sampling import TextStream
+
+F32 = NDArray[np.float32]
+
+
+@dataclass(eq=False)
+class Job:
+    """One request (or an evaluation, or an embedding) on its way."""
+
+    id: int
+    received: float
+    request: Request | None = None
+    evaluate: bool = False
+    embed: bool = False
+    all_positions: bool = False
+    stop: tuple[str, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    prompt: Prompt = field(default_factory=lambda: Prompt([], ()))
+    # Embeddings by image hash, and the hashes still being encoded.
+    rows: dict[str, F32] = field(default_factory=dict)
+    missing: set[str] = field(default_factory=set)
+    encode_s: float = 0.0
+    sampler: Sampler | None = None
+    cached: int = 0
+    drawn: int = 0
+    admitted: float | None = None
+    first: float | None = None
+    latest: float | None = None
+    limit: int = 0
+    _cancelled_after: int | None = None
+    _fresh: str = ""
+
+    def __post_init__(self) -> None:
+        self.text = TextStream(self.stop)
+
+    def cancel(self) -> None:
+        """Called from another thread; the scheduler looks before each step and each draw."""
+        if self._cancelled_after is None:
+            self._cancelled_after = self.drawn
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled_after is not None
+
+    def longest(self, limit: int) -> int:
+        """Cells of the prompt and the longest answer."""
+        return min(len(self.prompt.cells) + (self.request.max_tokens if self.request else 0), limit)
+
+    def next_rows(self, start: int, room: int) -> F32:
+        """The image rows at cell `start` and behind it, to the image's end and at most `room`: contiguous float32 [n, width]."""
+        span = next(span for span in reversed(self.prompt.spans) if span.start <= start)
+        return self.rows[span.key][start - span.start :][:room]
+
+    def take(self, token: int, piece: bytes, end: bool, full: bool, now: float) -> FinishReason | None:
+        """Count a drawn token and its text; returns why the answer ends with it, if it does."""
+        if self.first is None:
+            self.first = now
+        self.latest = now
+        self.drawn += 1
+        self._fresh = "" if end or token in self.stop_ids else self.text.push(piece)
+        reason: FinishReason | None = None
+        if end:
+            reason = "end"
+        elif token in self.stop_ids or self.text.stopped:
+            reason = "stop"
+        elif full or (self.request is not None and self.drawn >= self.request.max_tokens):
+            reason = "length"
+        if reason is not None:
+            self._fresh += self.text.flush()
+        return reason
+
+    def event(self, token: int, last: bool, logprob: float | None) -> Token:
+        """The event of the token that was taken last."""
+        return Token(self._fresh, token, self.drawn - 1, logprob)
+
+    def finished(self, reason: FinishReason) -> Finished:
+        """The closing event."""
+        now = time.monotonic()
+        first, latest, admitted = self.first or now, self.latest or now, self.admitted or now
+        decode_s = latest - first
+        usage = Usage(
+            prompt_tokens=len(self.prompt.cells),
+            image_tokens=sum(cell < 0 for cell in self.prompt.cells),
+            cached_tokens=self.cached,
+            new_tokens=self.drawn,
+            late_tokens=max(self.drawn - self._cancelled_after, 0) if self._cancelled_after is not None else 0,
+        )
+        timings = Timings(
+            queue_s=max(admitted - self.received - self.encode_s, 0.0),
+            encode_s=self.encode_s,
+            prefill_s=first - admitted,
+            first_token_s=first - self.received,
+            decode_s=decode_s,
+            decode_tokens_per_s=(self.drawn - 1) / decode_s if decode_s > 0 else 0.0,
+        )
+        return Finished(self.text.text, reason, usage, timings)
+
+
+@dataclass(eq=False)
+class Slot:
+    """One sequence: the cells that the cache holds of it, and the job it works on."""
+
+    index: int
+    cells: list[int] = field(default_factory=list)
+    job: Job | None = None
+    next_token: int | None = None
+    # Cells that the job may come to use.
+    reserved: int = 0
+    last_used: float = 0.0
+    last_run: float = 0.0
+
+    @property
+    def active(self) -> Job:
+        """The job; there must be one."""
+        if self.job is None:
+            raise EngineError(f"Slot {self.index} has no request.")
+        return self.job
+
+    @property
+    def filling(self) -> bool:
+        """Whether a part of the prompt is still to be run."""
+        return self.next_token is None
+
+    @property
+    def wants_rows(self) -> bool:
+        """Whether the next cell is an image's row."""
+        return self.filling and self.active.prompt.cells[len(self.cells)] < 0
+
+    def start(self, job: Job, cached: int, limit: int) -> None:
+        """Begin a job on top of `cached` cells; `limit` as in Job.longest."""
+        self.job, self.next_token = job, None
+        job.cached, job.admitted = cached, time.monotonic()
+        self.reserved = job.longest(limit)
+
+    def stop(self) -> None:
+        """The job has ended; the cells stay."""
+        self.job, self.next_token, self.last_used = None, None, time.monotonic()
+
+    def next_text(self, room: int) -> tuple[list[int], bool]:
+        """Token ids to run next, at most `room` (an answer's token always), and whether logits are wanted after them."""
+        if self.next_token is not None:
+            return [self.next_token], True
+        cells, start = self.active.prompt.cells, len(self.cells)
+        stop = min(start + max(room, 0), len(cells))
+        end = next((i for i in range(start, stop) if cells[i] < 0), stop)
+        return cells[start:end], end == len(cells)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A slot's share of a batch: the cells that are run, and whether the last one's logits are wanted."""
+
+    slot: Slot
+    cells: list[int]
+    last: bool

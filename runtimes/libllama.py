@@ -1,0 +1,318 @@
+"""libllama through ctypes: a model with its context, batches, sampler chains. One of the two files here that touch ctypes.
+
+    llm = LanguageModel(path, settings, threads, no_space_prefix=False)
+    llm.decode_tokens([1, 2, 3], positions=[0, 1, 2], sequences=[0, 0, 0], outputs=[2])
+    token = sampler.sample(llm, 2)
+
+llama_cpp is imported before numpy: the other way round, some builds crash while loading a model. Nothing here knows prompts,
+images or requests. One thread at a time may decode; tokenising is safe from any.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.llama_cpp
+import numpy as np
+from llama_cpp._ctypes_extensions import load_shared_library
+from numpy.typing import NDArray
+
+from edgemed.core.errors import EngineError, EngineLoadError
+from runtimes.messages import EngineSettings, Sampling
+
+# The wrapper's own type hints say array where its functions want pointers.
+lib: Any = llama_cpp.llama_cpp
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+# Rows of logits that one batch may ask for (or slots, if they are more); each enlarges llama.cpp's compute buffer by a vocabulary.
+MAX_OUTPUTS = 32
+# Tokens that a repeat penalty looks back on.
+PENALTY_TOKENS = 256
+_KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
+_FLASH = {"auto": -1, "off": 0, "on": 1}
+_GPU_DEVICE_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
+
+_base = load_shared_library("ggml-base", lib._base_path)
+_ggml = load_shared_library("ggml", lib._base_path)
+for _library, _name, _args, _result in (
+    (_base, "ggml_blck_size", [ctypes.c_int], ctypes.c_int64),
+    (_base, "ggml_type_size", [ctypes.c_int], ctypes.c_size_t),
+    (_base, "ggml_type_name", [ctypes.c_int], ctypes.c_char_p),
+    (_base, "ggml_backend_tensor_set", [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None),
+    (_base, "ggml_backend_dev_description", [ctypes.c_void_p], ctypes.c_char_p),
+    (_base, "ggml_backend_dev_type", [ctypes.c_void_p], ctypes.c_int),
+    (_ggml, "ggml_backend_dev_count", [], ctypes.c_size_t),
+    (_ggml, "ggml_backend_dev_get", [ctypes.c_size_t], ctypes.c_void_p),
+):
+    _function = getattr(_library, _name)
+    _function.argtypes, _function.restype = _args, _result
+
+# ggml's number of types at the pinned version; a larger number in a file is damage or a newer format.
+TYPE_COUNT = 43
+
+
+def tensor_bytes(type_id: int, shape: Sequence[int]) -> int | None:
+    """Bytes of a tensor of ggml type `type_id`; None where the type is unknown or a row is no whole number of blocks."""
+    if not 0 <= type_id < TYPE_COUNT:
+        return None
+    block, size = int(_base.ggml_blck_size(type_id)), int(_base.ggml_type_size(type_id))
+    if block == 0 or size == 0 or shape[0] % block:
+        return None
+    count = 1
+    for n in shape:
+        count *= n
+    return count // block * size
+
+
+def set_tensor(tensor: int, values: I32) -> None:
+    """Overwrite a tensor's data, wherever its buffer is."""
+    _base.ggml_backend_tensor_set(tensor, values.ctypes.data, 0, values.nbytes)
+
+
+def gpu_devices() -> list[tuple[int, str]]:
+    """(handle, description) of each GPU that the installed build can use."""
+    handles = [int(_ggml.ggml_backend_dev_get(i)) for i in range(int(_ggml.ggml_backend_dev_count()))]
+    found = [h for h in handles if int(_base.ggml_backend_dev_type(h)) in _GPU_DEVICE_TYPES]
+    return [(h, bytes(_base.ggml_backend_dev_description(h)).decode()) for h in found]
+
+
+def runtime_version() -> str:
+    """llama.cpp's version with the size and time of the installed library, so that a rebuild counts as another runtime."""
+    files = [p for p in sorted(Path(lib._base_path).iterdir()) if "mtmd" in p.name or "ggml" in p.name]
+    stats = [p.stat() for p in files]
+    return f"{lib.llama_version().decode()} {sum(s.st_size for s in stats)} {max(s.st_mtime_ns for s in stats)}"
+
+
+@lib.llama_log_callback  # type: ignore[untyped-decorator]
+def _log_errors(level: int, text: bytes, _user: object) -> None:
+    # 3 is GGML_LOG_LEVEL_ERROR; stderr is collected by the parent for its error messages.
+    if level == 3:
+        os.write(2, text)
+
+
+def quiet_logs() -> None:
+    """Only errors to stderr."""
+    lib.llama_log_set(_log_errors, ctypes.c_void_p(0))
+
+
+def log_callback() -> object:
+    """The callback of `quiet_logs`, for libmtmd."""
+    return _log_errors
+
+
+class LanguageModel:
+    """A loaded GGUF with its context and one reusable batch."""
+
+    def __init__(self, path: Path, settings: EngineSettings, threads: int, no_space_prefix: bool) -> None:
+        """`no_space_prefix`: our prompts carry SentencePiece's leading blank themselves. Raises EngineLoadError."""
+        lib.llama_backend_init()
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), _model_params(settings, no_space_prefix))
+        if not self._model:
+            raise EngineLoadError(f"llama.cpp could not load {path.name}.", "Run: edgemed verify, or convert the model again.")
+        self.kv_tokens = settings.kv_tokens or settings.slots * settings.context_tokens
+        self._ctx = lib.llama_init_from_model(self._model, _context_params(settings, threads, self.kv_tokens))
+        if not self._ctx:
+            lib.llama_model_free(self._model)
+            raise EngineLoadError(
+                f"llama.cpp could not make a context of {self.kv_tokens} tokens for {path.name}, mostly for lack of memory.",
+                "Use a smaller context or fewer slots.",
+            )
+        self._memory = lib.llama_get_memory(self._ctx)
+        self._vocab = lib.llama_model_get_vocab(self._model)
+        self.batch_tokens = int(lib.llama_n_batch(self._ctx))
+        self.width = int(lib.llama_model_n_embd(self._model))
+        self.vocab_size = int(lib.llama_vocab_n_tokens(self._vocab))
+        self.bos = int(lib.llama_vocab_bos(self._vocab))
+        self.size_bytes = int(lib.llama_model_size(self._model))
+        self._end_tokens = frozenset(t for t in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, t))
+        self.max_outputs = max(MAX_OUTPUTS, settings.slots)
+        self._batch = _Batch(self.batch_tokens, self.max_outputs)
+        self._piece_buffer = ctypes.create_string_buffer(256)
+
+    def close(self) -> None:
+        """Free context and model."""
+        lib.llama_free(self._ctx)
+        lib.llama_model_free(self._model)
+
+    def kv_bytes(self, settings: EngineSettings) -> int:
+        """Bytes of the key-value cache, from the model's shape (llama.cpp tells it only in its log)."""
+        heads, kv_heads = int(lib.llama_model_n_head(self._model)), int(lib.llama_model_n_head_kv(self._model))
+        row, cells = self.width // heads * kv_heads, int(lib.llama_n_ctx(self._ctx))
+        return int(lib.llama_model_n_layer(self._model)) * 2 * cells * (tensor_bytes(_KV_TYPES[settings.kv_type], (row,)) or 0)
+
+    # -- text ---------------------------------------------------------------------------------------------------------
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a text, control tokens recognised, none added."""
+        data = text.encode()
+        # A token covers at least one byte, but for a few that SentencePiece adds around.
+        size = len(data) + 8
+        buffer = (ctypes.c_int32 * size)()
+        n = int(lib.llama_tokenize(self._vocab, data, len(data), buffer, size, False, True))
+        if n < 0:
+            raise EngineError(f"llama.cpp could not tokenise a text of {len(data)} bytes.", "Shorten it.")
+        return buffer[:n]
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        """The bytes that a token stands for; control tokens are empty unless `special`."""
+        n = int(lib.llama_token_to_piece(self._vocab, token, self._piece_buffer, len(self._piece_buffer), 0, special))
+        if n < 0:
+            self._piece_buffer = ctypes.create_string_buffer(-n)
+            return self.piece(token, special)
+        return self._piece_buffer.raw[:n]
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends an answer."""
+        return token in self._end_tokens
+
+    def is_control(self, token: int) -> bool:
+        """Whether the token has no text of its own."""
+        return bool(lib.llama_vocab_is_control(self._vocab, token))
+
+    # -- decoding -----------------------------------------------------------------------------------------------------
+
+    def decode_tokens(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> int:
+        """Run a batch of token ids; logits are kept for the batch indices `outputs`. Returns llama_decode's code (0 is good)."""
+        batch = self._batch
+        n = batch.fill(positions, sequences, outputs)
+        batch.tokens[:n] = tokens
+        batch.struct.token, batch.struct.embd = batch.token_pointer, None
+        return int(lib.llama_decode(self._ctx, batch.struct))
+
+    def decode_rows(self, rows: F32, positions: Sequence[int], sequence: int, outputs: Sequence[int]) -> int:
+        """Run a batch of embeddings, float32 [n, width], contiguous. Returns llama_decode's code."""
+        batch = self._batch
+        batch.fill(positions, [sequence] * len(positions), outputs)
+        batch.struct.token, batch.struct.embd = None, rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        return int(lib.llama_decode(self._ctx, batch.struct))
+
+    def logits(self, index: int) -> F32:
+        """A view of the last batch's logits at batch index `index`, float32 [vocab]; valid until the next decode."""
+        pointer = lib.llama_get_logits_ith(self._ctx, index)
+        if not pointer:
+            raise EngineError(f"llama.cpp kept no logits for row {index}.", "Report this as a fault of edgemed.")
+        return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
+
+    def sample(self, sampler: Sampler, index: int) -> int:
+        """Draw a token from the logits at batch index `index`."""
+        if sampler.greedy:
+            # The chain would copy the vocabulary's logits into an array of candidates first.
+            return int(self.logits(index).argmax())
+        return int(lib.llama_sampler_sample(sampler.chain, self._ctx, index))
+
+    # -- key-value cache ----------------------------------------------------------------------------------------------
+
+    def forget(self, sequence: int, start: int) -> None:
+        """Drop a sequence's cells from position `start` on."""
+        lib.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def share(self, source: int, target: int, stop: int) -> None:
+        """Let `target` see `source`'s cells of positions below `stop`, without a copy (the cache is unified)."""
+        lib.llama_memory_seq_cp(self._memory, source, target, 0, stop)
+
+
+class Sampler:
+    """A chain of llama.cpp's samplers."""
+
+    def __init__(self, sampling: Sampling, vocab_size: int) -> None:
+        self.chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        if sampling.repeat_penalty != 1.0:
+            self._add(lib.llama_sampler_init_penalties(vocab_size, PENALTY_TOKENS, sampling.repeat_penalty, 0.0, 0.0))
+        self.greedy = sampling.temperature <= 0 and sampling.repeat_penalty == 1.0
+        if sampling.temperature <= 0:
+            self._add(lib.llama_sampler_init_greedy())
+            return
+        if sampling.top_k > 0:
+            self._add(lib.llama_sampler_init_top_k(sampling.top_k))
+        if sampling.top_p < 1:
+            self._add(lib.llama_sampler_init_top_p(sampling.top_p, 1))
+        if sampling.min_p > 0:
+            self._add(lib.llama_sampler_init_min_p(sampling.min_p, 1))
+        self._add(lib.llama_sampler_init_temp(sampling.temperature))
+        self._add(lib.llama_sampler_init_dist(sampling.seed & 0xFFFFFFFF))
+
+    def _add(self, sampler: object) -> None:
+        lib.llama_sampler_chain_add(self.chain, sampler)
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Tell the chain of tokens that it did not draw (a prompt's, for the repeat penalty)."""
+        for token in tokens:
+            lib.llama_sampler_accept(self.chain, token)
+
+    def close(self) -> None:
+        """Free the chain."""
+        lib.llama_sampler_free(self.chain)
+
+
+class _Batch:
+    """llama_batch over arrays of our own, filled through numpy, one sequence a token."""
+
+    def __init__(self, size: int, max_outputs: int) -> None:
+        self.size, self.max_outputs = size, max_outputs
+        self.tokens = np.zeros(size, np.int32)
+        self._positions = np.zeros(size, np.int32)
+        self._counts = np.ones(size, np.int32)
+        self._sequences = np.zeros(size, np.int32)
+        self._outputs = np.zeros(size, np.int8)
+        base = self._sequences.ctypes.data
+        self._pointers = (ctypes.POINTER(ctypes.c_int32) * size)(
+            *(ctypes.cast(base + 4 * i, ctypes.POINTER(ctypes.c_int32)) for i in range(size))
+        )
+        self.token_pointer = self.tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        self.struct = lib.llama_batch()
+        self.struct.pos = self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        self.struct.n_seq_id = self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
+        self.struct.seq_id = ctypes.cast(self._pointers, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
+        self.struct.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+
+    def fill(self, positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> int:
+        n = len(positions)
+        if not 0 < n <= self.size or len(outputs) > self.max_outputs:
+            # llama.cpp ends the process on these.
+            wanted = f"1 to {self.size} tokens and at most {self.max_outputs} outputs"
+            raise EngineError(f"Expected a batch of {wanted}, found {n} and {len(outputs)}.")
+        self._positions[:n] = positions
+        self._sequences[:n] = sequences
+        self._outputs[:n] = 0
+        for index in outputs:
+            self._outputs[index] = 1
+        self.struct.n_tokens = n
+        return n
+
+
+def _model_params(settings: EngineSettings, no_space_prefix: bool) -> Any:
+    params = lib.llama_model_default_params()
+    params.n_gpu_layers = settings.gpu_layers
+    params.split_mode = lib.LLAMA_SPLIT_MODE_NONE
+    # A negative main GPU means none at all, not even for large batches.
+    params.main_gpu = settings.device if settings.gpu_layers != 0 and gpu_devices() else -1
+    params.use_extra_bufts = settings.repack
+    if no_space_prefix:
+        overrides = (lib.llama_model_kv_override * 2)()  # the second, empty one ends the list
+        overrides[0].tag = lib.LLAMA_KV_OVERRIDE_TYPE_BOOL
+        overrides[0].key = b"tokenizer.ggml.add_space_prefix"
+        overrides[0].value.val_bool = False
+        params.kv_overrides = overrides
+    return params
+
+
+def _context_params(settings: EngineSettings, threads: int, kv_tokens: int) -> Any:
+    params = lib.llama_context_default_params()
+    params.n_ctx = kv_tokens
+    params.n_batch = settings.batch_tokens
+    params.n_ubatch = min(settings.micro_batch, settings.batch_tokens)
+    params.n_seq_max = settings.slots
+    params.n_outputs_max = max(MAX_OUTPUTS, settings.slots)
+    params.n_threads = params.n_threads_batch = threads
+    params.flash_attn_type = _FLASH[settings.flash_attention]
+    params.type_k = params.type_v = _KV_TYPES[settings.kv_type]
+    params.kv_unified = True
+    params.offload_kqv = params.op_offload = settings.gpu_layers != 0
+    params.no_perf = True
+    return params

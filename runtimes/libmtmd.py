@@ -1,0 +1,139 @@
+"""libmtmd through ctypes: a tower with its projector that turns prepared pixels into rows for the LLM.
+
+    tower = VisionTower(path, image_size_px=384, width=576, threads=2, gpu=None, rewritable=False)
+    rows = tower.encode(pixels)                                  # float32 [patches, width]
+    rows = tower.encode(pixels, positions=..., patches=...)      # with the graph's index inputs overwritten (rewritable towers)
+
+libmtmd copies pixels of the tower's exact size untouched; other sizes are refused here. One thread at a time. Nothing here
+knows which indices are right (see vision.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import llama_cpp.mtmd_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemed.core.errors import EngineError, EngineLoadError
+from runtimes import libllama
+
+lib: Any = llama_cpp.mtmd_cpp
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+_GGML_TYPE_I32 = 26
+_SOURCES = 10  # GGML_MAX_SRC
+
+
+class _Tensor(ctypes.Structure):
+    """struct ggml_tensor of ggml.h at the pinned version, up to its name."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * _SOURCES),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+    ]
+
+
+class VisionTower:
+    """A loaded mmproj."""
+
+    def __init__(
+        self, path: Path, image_size_px: int, width: int, threads: int, gpu: int | None, rewritable: bool, flash_attention: bool = False
+    ) -> None:
+        """`width` is the LLM's embedding length, `gpu` a device handle or None for the CPU. Raises EngineLoadError."""
+        lib.mtmd_helper_log_set(libllama.log_callback(), ctypes.c_void_p(0))
+        self._size_px, self._width = image_size_px, width
+        self._wanted: dict[bytes, I32] = {}
+        self._written: set[bytes] = set()
+        params = lib.mtmd_context_params_default()
+        params.use_gpu = gpu is not None
+        params.device = gpu
+        params.print_timings = False
+        params.n_threads = threads
+        params.warmup = False  # the self-check or the first image does it
+        params.flash_attn_type = int(flash_attention)
+        # Kept as an attribute: libmtmd calls it as long as the tower lives.
+        self._callback = libllama.lib.ggml_backend_sched_eval_callback(self._on_node) if rewritable else None
+        if self._callback is not None:
+            params.cb_eval = self._callback
+        # No text model: the rows are fed by us, and the pair was checked before (gguf_check.py).
+        self._ctx = lib.mtmd_init_from_file(os.fsencode(path), None, params)
+        if not self._ctx:
+            raise EngineLoadError(f"llama.cpp could not load {path.name}.", "Run: edgemed verify, or convert the model again.")
+
+    def close(self) -> None:
+        """Free the tower."""
+        lib.mtmd_free(self._ctx)
+
+    def encode(self, pixels: bytes, positions: I32 | None = None, patches: I32 | None = None) -> F32:
+        """RGB bytes of the tower's size → a new float32 [patches, width]. Raises EngineError.
+
+        `positions` (which position embedding each row of the graph gets) and `patches` (which rows go to the projector) replace
+        what llama.cpp puts there; the tower must have been made `rewritable`.
+        """
+        if len(pixels) != self._size_px * self._size_px * 3:
+            raise EngineError(f"Expected {self._size_px}² RGB pixels, found {len(pixels)} bytes.", "Prepare the image again.")
+        self._wanted = {name: values for name, values in ((b"positions", positions), (b"patches", patches)) if values is not None}
+        self._written = set()
+        buffer = (ctypes.c_uint8 * len(pixels)).from_buffer_copy(pixels)
+        bitmap = lib.mtmd_bitmap_init(self._size_px, self._size_px, buffer)
+        chunks = lib.mtmd_input_chunks_init()
+        try:
+            return self._encode_chunk(bitmap, chunks)
+        finally:
+            self._wanted = {}
+            lib.mtmd_input_chunks_free(chunks)
+            lib.mtmd_bitmap_free(bitmap)
+
+    def _encode_chunk(self, bitmap: int | None, chunks: int | None) -> F32:
+        marker = lib.mtmd_default_marker()
+        text = lib.mtmd_input_text(marker, len(marker), False, False)
+        bitmaps = (lib.mtmd_bitmap_p_ctypes * 1)(bitmap)
+        code = lib.mtmd_tokenize(self._ctx, chunks, ctypes.byref(text), bitmaps, 1)
+        if code != 0 or lib.mtmd_input_chunks_size(chunks) != 1:
+            raise EngineError(f"libmtmd refused an image (code {code}).", "Report this as a fault of edgemed.")
+        chunk = lib.mtmd_input_chunks_get(chunks, 0)
+        rows = int(lib.mtmd_input_chunk_get_n_tokens(chunk))
+        code = lib.mtmd_encode_chunk(self._ctx, chunk)
+        if code != 0:
+            raise EngineError(f"libmtmd could not encode an image (code {code}).", "Free some memory and try again.")
+        if missed := self._wanted.keys() - self._written:
+            name = missed.pop().decode()
+            raise EngineError(f"llama.cpp's vision graph has no input '{name}' to correct.", "Install the pinned llama-cpp-python.")
+        pointer = lib.mtmd_get_output_embd(self._ctx)
+        return np.ctypeslib.as_array(pointer, shape=(rows, self._width)).copy()
+
+    def _on_node(self, tensor: int, ask: bool, _user: object) -> bool:
+        # Called before a part of the graph runs (ask), when its inputs already lie on the device that will read them. There they
+        # may be copies with longer names: "CUDA0#positions#0". False: no need to stop after this node.
+        if ask and self._wanted.keys() - self._written:
+            sources = _Tensor.from_address(tensor).src
+            for address in sources:
+                if address is None:
+                    break
+                source = _Tensor.from_address(address)
+                if source.type == _GGML_TYPE_I32:
+                    self._write(address, source)
+        return False
+
+    def _write(self, address: int, tensor: _Tensor) -> None:
+        for name, values in self._wanted.items():
+            if name in tensor.name and tensor.ne[0] == values.size:
+                libllama.set_tensor(address, values)
+                self._written.add(name)

@@ -1,0 +1,82 @@
+"""How much memory a process and its children use, now. Bytes.
+
+    report = measure_memory(pid)
+
+RSS counts a mapped model file's pages wherever they are in memory, PSS shares them out among the processes that map them, and
+anonymous memory leaves them out: that is what cannot be given back. GPU memory comes from NVML; without it, None. Knows no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from runtimes.messages import MemoryReport
+
+
+def measure_memory(pid: int, device: int = 0) -> MemoryReport:
+    """The process tree's memory. A process that ends meanwhile counts nothing."""
+    rss = 0
+    pss: int | None = 0
+    anonymous: int | None = 0
+    pids = _tree(pid)
+    for one in pids:
+        sizes = _read_rollup(one)
+        with _gone():
+            rss += psutil.Process(one).memory_info().rss
+        pss = None if sizes is None or pss is None else pss + sizes["Pss"]
+        anonymous = None if sizes is None or anonymous is None else anonymous + sizes["Anonymous"]
+    used, of_processes = _device_memory(set(pids), device)
+    return MemoryReport(pid, rss, pss, anonymous, of_processes, used)
+
+
+@contextmanager
+def _gone() -> Iterator[None]:
+    try:
+        yield
+    except psutil.NoSuchProcess:
+        return
+
+
+def _tree(pid: int) -> list[int]:
+    pids = [pid]
+    with _gone():
+        pids += [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return pids
+
+
+def _read_rollup(pid: int) -> dict[str, int] | None:
+    """Fields of /proc/PID/smaps_rollup in bytes; None where there is none (not Linux, not ours, ended)."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:
+        return None
+    fields = (line.split() for line in lines)
+    sizes = {field[0].rstrip(":"): int(field[1]) * 1024 for field in fields if len(field) == 3}
+    return sizes if {"Pss", "Anonymous"} <= sizes.keys() else None
+
+
+def _device_memory(pids: set[int], device: int) -> tuple[int | None, int | None]:
+    """(bytes used on the GPU by all, by these processes); None where NVML or the number is not to be had."""
+    try:
+        import pynvml
+    except ImportError:
+        return None, None
+    nvml: Any = pynvml
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return None, None
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(device)
+        used = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+        ours = [p.usedGpuMemory for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid in pids]
+    except nvml.NVMLError:
+        return None, None
+    finally:
+        nvml.nvmlShutdown()
+    return used, sum(int(n) for n in ours if n) if ours else None

@@ -1,0 +1,183 @@
+"""The parent's end of a worker process: start, frames out, replies in, and what its death means.
+
+    process = WorkerProcess()
+    report = process.call(Load(artifact, settings))      # raises the EdgemedError that the worker replied, or EngineDiedError
+    pending = process.begin(Submit(request)); pending.get()
+
+Knows nothing of what the commands mean.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from pathlib import Path
+
+from edgemed.core.errors import EdgemedError, EngineDiedError
+from runtimes.wire import Command, read_frame, write_frame
+
+CLOSE_S = 5.0
+SPIN_COUNT = "2000"
+_STDERR_LINES = 50
+_ROOT = Path(__file__).resolve().parent.parent
+_MEANING = {
+    signal.SIGKILL: "killed by the system or a person, often for lack of memory",
+    signal.SIGABRT: "llama.cpp gave up on an input or ran out of memory",
+    signal.SIGSEGV: "llama.cpp touched memory that is not its own",
+    signal.SIGBUS: "a model's file shrank or could not be read while it was in use",
+    signal.SIGILL: "the installed llama-cpp-python was built for another processor",
+    signal.SIGTERM: "ended by the system or a person",
+}
+_HINT = "Ask again; if it happens again, run: edgemed verify"
+_HINTS = {
+    signal.SIGKILL: "Ask again; if it happens again, use a smaller context, fewer slots or a 4-bit model.",
+    signal.SIGILL: "Install it again with: CMAKE_ARGS=-DGGML_NATIVE=OFF pip install --no-binary llama-cpp-python llama-cpp-python",
+}
+
+
+class Pending:
+    """Where the replies to one command arrive."""
+
+    def __init__(self, id: int) -> None:
+        self.id = id
+        self._queue: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def put(self, reply: object) -> None:
+        """Called by the reader."""
+        self._queue.put(reply)
+
+    def get(self) -> object:
+        """Wait for the next reply; the last one after a death is an EngineDiedError."""
+        return self._queue.get()
+
+
+class WorkerProcess:
+    """One `python -m runtimes.worker`."""
+
+    def __init__(self) -> None:
+        path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
+        # No debugger on an abort, no thread pool of numpy's beside llama.cpp's.
+        env = {**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
+        # How long llama.cpp's threads spin before they sleep at their some hundred meetings a token. libgomp's own 300,000 turns cost
+        # most of the speed as soon as anything else runs; none at all costs as much on an idle machine, where waking takes long.
+        env.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "runtimes.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+        )
+        self.pid = self._process.pid
+        self._ids = itertools.count(1)
+        self._pending: dict[int, Pending] = {}
+        self._lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._death: EngineDiedError | None = None
+        self._closing = False
+        self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._read_replies, self._read_stderr)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs, as far as is known."""
+        return self._death is None and self._process.poll() is None
+
+    def begin(self, command: Command) -> Pending:
+        """Send a command. Raises EngineDiedError where the worker has ended."""
+        pending = Pending(next(self._ids))
+        with self._lock:
+            if self._death is not None:
+                raise self._death
+            self._pending[pending.id] = pending
+        if not self.try_send(pending.id, command):
+            self.forget(pending.id)
+            self._threads[0].join(CLOSE_S)
+            raise self._death or EngineDiedError("The engine's process has ended.", "Ask again.")
+        return pending
+
+    def try_send(self, id: int, command: Command) -> bool:
+        """Write a frame; False where the worker is gone."""
+        if self._process.stdin is None:
+            return False
+        try:
+            with self._write_lock:
+                write_frame(self._process.stdin, (id, command))  # type: ignore[arg-type]
+        except (OSError, ValueError):  # ValueError: closed by us
+            return False
+        return True
+
+    def call(self, command: Command) -> object:
+        """Send a command and wait for its one reply, raising it if it is an error."""
+        pending = self.begin(command)
+        reply = pending.get()
+        self.forget(pending.id)
+        if isinstance(reply, EdgemedError):
+            raise reply
+        return reply
+
+    def forget(self, id: int) -> None:
+        """Later replies to this command are dropped."""
+        with self._lock:
+            self._pending.pop(id, None)
+
+    def close(self) -> None:
+        """Close its stdin, which ends it; kill it if that does not."""
+        self._closing = True
+        if self._process.stdin is not None:
+            try:
+                # Not under the write lock: a writer that hangs on a full pipe is freed by this.
+                self._process.stdin.close()
+            except OSError:
+                self._process.kill()  # bytes were left in the buffer of a pipe that is gone
+        try:
+            self._process.wait(CLOSE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(CLOSE_S)
+
+    # -- threads ------------------------------------------------------------------------------------------------------
+
+    def _read_replies(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as stream:
+            while isinstance(frame := read_frame(stream), list):  # type: ignore[arg-type]
+                for id, reply in frame:
+                    with self._lock:
+                        pending = self._pending.get(id)
+                    if pending is not None:
+                        pending.put(reply)
+        self._process.wait()
+        self._threads[1].join(CLOSE_S)
+        with self._lock:
+            self._death = self._describe_death()
+            waiting, self._pending = list(self._pending.values()), {}
+        for pending in waiting:
+            pending.put(self._death)
+
+    def _read_stderr(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as stream:
+            for line in stream:
+                text = line.decode(errors="replace").strip()
+                if text:
+                    self._stderr.append(text)
+
+    def _describe_death(self) -> EngineDiedError:
+        if self._closing:
+            return EngineDiedError("The engine was closed during an answer.", "Open it again.")
+        code = self._process.returncode
+        last = next((line for line in reversed(self._stderr) if not line.startswith(("frame", "#"))), "")
+        words = f" Its last words: {last[:300]}" if last else ""
+        if code >= 0:
+            return EngineDiedError(f"The engine's process ended with code {code}.{words}", _HINT)
+        name = signal.Signals(-code)
+        meaning = _MEANING.get(name, "stopped by a signal")
+        return EngineDiedError(f"The engine's process ended with {name.name}: {meaning}.{words}", _HINTS.get(name, _HINT))

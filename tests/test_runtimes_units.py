@@ -1,0 +1,226 @@
+"""The engine's parts that need no model: text streams, prompts, GGUF checks, the tower's modes, memory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from runtimes_pair import LLM_WIDTH, PATCHES, SIZE_PX, make_artifact, tower_rows, tower_tensors, write_llm, write_tower
+
+from edgemed.core.conversation import TEMPLATES, ImageSlot, Text
+from edgemed.core.errors import ArtifactError, EngineLoadError, InputError
+from edgemed.core.manifest import Artifact
+from runtimes import libllama
+from runtimes.gguf_check import check_pair
+from runtimes.memory import measure_memory
+from runtimes.prompt import build_prompt, common_prefix, tokenize_segments
+from runtimes.sampling import TextStream, log_probability
+from runtimes.vision import EmbeddingCache, VisionEncoder
+
+
+def test_stop_string_across_pieces() -> None:
+    text = TextStream(("USER:", "###"))
+    assert text.push(b" No, U") == " No, "
+    assert text.push(b"SA. US") == "USA. "
+    assert text.push(b"ER: and") == ""
+    assert text.stopped and text.text == " No, USA. "
+    assert text.flush() == "" and text.push(b"more") == ""
+
+
+def test_held_back_text_comes_out_at_the_end() -> None:
+    text = TextStream(("###",))
+    assert text.push(b"a##") == "a"
+    assert text.flush() == "##" and text.text == "a##"
+
+
+def test_characters_come_out_whole() -> None:
+    text = TextStream(())
+    euro = "€".encode()
+    assert [text.push(euro[:1]), text.push(euro[1:2]), text.push(euro[2:])] == ["", "", "€"]
+    assert text.push(euro[:2]) == "" and text.flush() == "\ufffd"
+
+
+def test_the_earliest_stop_string_wins() -> None:
+    text = TextStream(("later", "now"))
+    assert text.push(b"not now, later") == "not "
+
+
+def test_log_probability() -> None:
+    logits = np.array([0.0, 1.0, 2.0], np.float32)
+    assert np.exp([log_probability(logits, i) for i in range(3)]).sum() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("none", ["a", "b"]), ("first", [" a", "b"]), ("each", [" a", " b"])])
+def test_blanks_go_where_the_manifest_says(tmp_path: Path, rule: str, expected: list[str]) -> None:
+    manifest = make_artifact(tmp_path, template=TEMPLATES["v1"]).manifest.model_copy(update={"space_prefix": rule})
+    seen: list[str] = []
+    items = tokenize_segments([Text("a"), ImageSlot(0), Text("b")], manifest, lambda text: seen.append(text) or [7], bos=1)  # type: ignore[func-returns-value]
+    assert seen == expected
+    assert items == [1, 7, ImageSlot(0), 7]
+
+
+def test_image_cells_tell_images_apart() -> None:
+    a = build_prompt([5, ImageSlot(0), 6], ["a" * 64], 3)
+    b = build_prompt([5, ImageSlot(0), 6], ["b" * 64], 3)
+    assert common_prefix(a.cells, b.cells) == 1 and len(a.cells) == 5
+    assert common_prefix(a.cells, build_prompt([5, ImageSlot(0), 7], ["a" * 64], 3).cells) == 4
+    assert common_prefix([], a.cells) == 0 and common_prefix(a.cells, a.cells) == 5
+    with pytest.raises(InputError, match="image"):
+        build_prompt([ImageSlot(1)], ["a" * 64], 3)
+
+
+class RuntimeTower:
+    """libmtmd's graph in numpy, with the class token in front (`repaired`) or behind as the pinned version has it."""
+
+    def __init__(self, repaired: bool) -> None:
+        self.tensors, self.repaired = tower_tensors("clip", LLM_WIDTH), repaired
+
+    def encode(
+        self, pixels: bytes, positions: NDArray[np.int32] | None = None, patches: NDArray[np.int32] | None = None
+    ) -> NDArray[np.float32]:
+        image = np.frombuffer(pixels, np.uint8).reshape(SIZE_PX, SIZE_PX, 3)
+        positions = np.arange(PATCHES + 1, dtype=np.int32) if positions is None else positions
+        patches = np.arange(1, PATCHES + 1, dtype=np.int32) if patches is None else patches
+        table = self.tensors["v.position_embd.weight"][positions]
+        # tower_rows has the class token in front: put the positions in its order and the rows back into the graph's.
+        order = np.arange(PATCHES + 1) if self.repaired else np.append(PATCHES, np.arange(PATCHES))
+        rows = tower_rows("clip", {**self.tensors, "v.position_embd.weight": table[order]}, image, keep_cls=True)
+        graph = np.empty_like(rows)
+        graph[order] = rows
+        return graph[patches]
+
+
+@pytest.mark.parametrize("keep_cls", [False, True])
+@pytest.mark.parametrize(("repaired", "mode"), [(False, "rewrite"), (True, "plain")])
+def test_the_probe_chooses_the_mode(tmp_path: Path, repaired: bool, mode: str, keep_cls: bool) -> None:
+    manifest = make_artifact(tmp_path, "clip", keep_cls=keep_cls).manifest
+    encoder = VisionEncoder(RuntimeTower(repaired), manifest)
+    assert manifest.certificate is not None
+    assert encoder.check(manifest.certificate) < 1e-5
+    assert encoder.mode == mode
+
+
+def test_a_tower_that_never_agrees_is_refused(tmp_path: Path) -> None:
+    manifest = make_artifact(tmp_path, "clip", seed=3).manifest  # the runtime's tower has other weights
+    assert manifest.certificate is not None
+    with pytest.raises(EngineLoadError, match="relative distance of .* and"):
+        VisionEncoder(RuntimeTower(False), manifest).check(manifest.certificate)
+
+
+def test_embedding_cache_forgets_the_oldest() -> None:
+    cache = EmbeddingCache(limit_bytes=250)
+    rows = np.zeros((5, 5), np.float32)
+    for key in ("a", "b"):
+        cache.put(key, rows)
+    assert cache.get("a") is not None
+    cache.put("c", rows)
+    assert cache.get("b") is None and cache.get("a") is not None and cache.get("c") is not None
+    cache.put("large", np.zeros(100, np.float32))
+    assert cache.get("large") is None and cache.get("a") is not None
+
+
+def check(artifact: Artifact) -> None:
+    check_pair(artifact, libllama.tensor_bytes)
+
+
+def test_good_pairs_pass(tmp_path: Path) -> None:
+    for kind in ("siglip", "clip"):
+        check(make_artifact(tmp_path / kind, kind))
+
+
+@pytest.mark.parametrize("which", ["llm_path", "mmproj_path"])
+def test_damaged_files(tmp_path: Path, which: str) -> None:
+    artifact = make_artifact(tmp_path)
+    path: Path = getattr(artifact, which)
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for bad, words in (
+        (data[:-33], "too early"),  # the file ends with up to 31 bytes of padding
+        (data[: len(data) // 2], "too early|runs past"),
+        (data[:200], "breaks off|runs past"),
+        (data[:10], "few bytes"),
+        (rng.bytes(5000), "another kind"),
+        (data[:8] + rng.bytes(5000), "tensors"),
+        (data[:24] + rng.bytes(5000), "Expected a GGUF"),
+        (b"", "few bytes"),
+    ):
+        path.write_bytes(bad)
+        with pytest.raises(ArtifactError, match=words):
+            check(artifact)
+
+
+def test_swapped_files(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "a")
+    llm, tower = artifact.llm_path.read_bytes(), artifact.mmproj_path.read_bytes()
+    artifact.llm_path.write_bytes(tower)
+    with pytest.raises(ArtifactError, match="architecture llama.*found clip"):
+        check(artifact)
+    artifact.llm_path.write_bytes(llm)
+    artifact.mmproj_path.write_bytes(llm)
+    with pytest.raises(ArtifactError, match="to be clip.*found llama"):
+        check(artifact)
+    write_tower(artifact.mmproj_path, "siglip", tower_tensors("siglip", 96))
+    with pytest.raises(ArtifactError, match="as wide as the LLM's"):
+        check(artifact)
+    write_tower(artifact.mmproj_path, "siglip", tower_tensors("siglip", LLM_WIDTH))
+    write_llm(artifact.llm_path, width=96)
+    with pytest.raises(ArtifactError, match="embedding length of 64"):
+        check(artifact)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mm.0.weight",
+        "mm.2.weight",
+        "mm.2.bias",
+        "v.position_embd.weight",
+        "v.patch_embd.weight",
+        "v.blk.1.attn_q.weight",
+        "v.blk.0.ln1.bias",
+    ],
+)
+def test_missing_tensors_that_would_end_llama_cpp(tmp_path: Path, name: str) -> None:
+    artifact = make_artifact(tmp_path)
+    tensors = tower_tensors("siglip", LLM_WIDTH)
+    del tensors[name]
+    write_tower(artifact.mmproj_path, "siglip", tensors)
+    with pytest.raises(ArtifactError, match=name):
+        check(artifact)
+
+
+def test_wrong_shapes_and_types_that_would_end_llama_cpp(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path)
+    good = tower_tensors("siglip", LLM_WIDTH)
+    for name, value in (
+        ("v.blk.0.ln1.bias", good["v.blk.0.ln1.bias"].astype(np.float16)),
+        ("v.position_embd.weight", good["v.position_embd.weight"][:-1]),
+        ("mm.0.weight", good["mm.0.weight"][:, :-4]),
+        ("v.blk.1.ffn_down.weight", good["v.blk.1.ffn_down.weight"][:, :-32]),
+    ):
+        write_tower(artifact.mmproj_path, "siglip", {**good, name: value})
+        with pytest.raises(ArtifactError, match=name):
+            check(artifact)
+    for key, value in (("block_count", 3), ("image_size", 70), ("attention.head_count", 7)):
+        write_tower(artifact.mmproj_path, "siglip", good, **{key: value})
+        with pytest.raises(ArtifactError):
+            check(artifact)
+
+
+def test_memory_of_this_process() -> None:
+    report = measure_memory(os.getpid())
+    assert report.rss_bytes > 10_000_000
+    if report.pss_bytes is not None and report.anonymous_bytes is not None:
+        assert 0 < report.anonymous_bytes <= report.rss_bytes
+
+
+def test_the_parents_side_does_not_load_llama_cpp() -> None:
+    code = "import sys, runtimes.engine; print('llama_cpp' in sys.modules)"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
