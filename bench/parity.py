@@ -46,6 +46,9 @@ class Parity:
     logits_tolerance: float
     stored: bool
     runtime: str
+    # To the probe by the written file's own weights, where its types lose more than rounding.
+    written_distance: float | None = None
+    written_tolerance: float | None = None
     transformers_vision_distance: float | None = None
     transformers_logits_distance: float | None = None
 
@@ -57,6 +60,9 @@ class Parity:
             ("tower and projector, against the source's weights", f"{self.vision_distance:.2e}", f"{self.vision_tolerance:.2e}"),
             ("logits after an image, against the last verification", logits, f"{self.logits_tolerance:.2e}"),
         ]
+        if self.written_distance is not None:
+            row = ("tower and projector, against the written weights", f"{self.written_distance:.2e}", f"{self.written_tolerance:.2e}")
+            rows.insert(2, row)
         if self.transformers_vision_distance is not None:
             rows.append(("tower and projector, against transformers", f"{self.transformers_vision_distance:.2e}", "reported"))
             rows.append(("logits after an image, against transformers", f"{self.transformers_logits_distance:.2e}", "reported"))
@@ -78,12 +84,8 @@ def verify_artifact(artifact: Artifact, reference: Path | None = None) -> Parity
         rows, logits = measure_probe(engine)
         against = _compare_transformers(engine, reference, rows, logits) if reference else (None, None)
         runtime = engine.report.runtime
-    distance = relative_l2(summarise(rows), np.asarray(certificate.vision.rows, np.float32))
-    if not distance <= certificate.vision.tolerance:
-        raise EngineLoadError(
-            f"Expected the tower within {certificate.vision.tolerance:.2g} of the source's weights, found {distance:.2g}.",
-            "Convert the model again, or install the pinned llama-cpp-python.",
-        )
+    distance = _compare_rows(rows, certificate.vision, "the source's weights")
+    written = certificate.vision_stored
     parity = Parity(
         files=len(artifact.manifest.files),
         vision_distance=distance,
@@ -92,6 +94,8 @@ def verify_artifact(artifact: Artifact, reference: Path | None = None) -> Parity
         logits_tolerance=LOGITS_TOLERANCE,
         stored=certificate.logits is None or reference is not None,
         runtime=runtime,
+        written_distance=_compare_rows(rows, written, "the written weights") if written else None,
+        written_tolerance=written.tolerance if written else None,
         transformers_vision_distance=against[0],
         transformers_logits_distance=against[1],
     )
@@ -125,6 +129,16 @@ def _compare_transformers(engine: Engine, folder: Path, rows: F32, logits: F32) 
     # Either side may have rows of padding behind the vocabulary.
     vocab = min(logits.shape[1], right_logits.shape[1])
     return relative_l2(rows, right_rows), relative_l2(logits[:, :vocab], right_logits[-LOGIT_ROWS:, :vocab])
+
+
+def _compare_rows(rows: F32, expected: Summary, what: str) -> float:
+    distance = relative_l2(summarise(rows), np.asarray(expected.rows, np.float32))
+    if not distance <= expected.tolerance:
+        raise EngineLoadError(
+            f"Expected the tower within {expected.tolerance:.2g} of {what}, found {distance:.2g}.",
+            "Convert the model again, or install the pinned llama-cpp-python.",
+        )
+    return distance
 
 
 def _compare_logits(artifact: Artifact, certificate: Certificate, logits: F32) -> float | None:

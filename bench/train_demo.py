@@ -40,7 +40,11 @@ def build_base(gguf: Path, out: Path) -> None:
 
 def write_toml(path: Path, values: dict[str, Any]) -> Path:
     """A recipe as TOML; only what recipes hold: scalars, lists, tables and arrays of tables."""
-    lines = [f"{k} = {json.dumps(v)}" for k, v in values.items() if not isinstance(v, (dict, list)) or (isinstance(v, list) and not isinstance(v[0], dict))]
+    lines = [
+        f"{k} = {json.dumps(v)}"
+        for k, v in values.items()
+        if not isinstance(v, (dict, list)) or (isinstance(v, list) and not isinstance(v[0], dict))
+    ]
     for key, value in values.items():
         if isinstance(value, dict):
             lines += [f"[{key}]", *(f"{k} = {json.dumps(v)}" for k, v in value.items())]
@@ -72,6 +76,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--llm-rate", type=float, default=8e-4)
     parser.add_argument("--tower-rate", type=float, default=5e-5)
+    parser.add_argument("--rounds", type=int, default=6, help="questions about one image in one conversation, in the vqa stage")
     parser.add_argument("--slake-repeat", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--cpu", action="store_true", help="no bf16: a dry run")
@@ -94,7 +99,7 @@ def main() -> None:
             {"name": "vqa-rad", "path": str(data / "vqa-rad"), "split": "all", "repeat": 2},
             {"name": "pathvqa", "path": str(data / "pathvqa")},
         ],
-        "max_tokens": 640,
+        "max_tokens": 1024,
         "seed": 1,
     }
     optim = {"batch_size": args.batch_size, "bf16": not args.cpu, "workers": 0 if args.cpu else 8, "warmup_ratio": 0.05}
@@ -107,12 +112,15 @@ def main() -> None:
         "tower_activation": "gelu_pytorch_tanh",
     }
     align = {**common, "join": join, "optim": {**optim, "projector_rate": 2e-3}}
-    path = write_toml(out / "align.toml", {**align, "output": str(out / "align"), "optim": {**align["optim"], "max_steps": args.align_steps}})
+    path = write_toml(
+        out / "align.toml", {**align, "output": str(out / "align"), "optim": {**align["optim"], "max_steps": args.align_steps}}
+    )
     print(f"align: {args.align_steps} steps, {run_stage('align', path):.0f} s", flush=True)
     rates = {"projector_rate": 3e-4, "llm_rate": args.llm_rate, "tower_rate": args.tower_rate, "weight_decay": 0.01}
     vqa = {
         **common,
         "model": str(out / "align"),
+        "rounds": args.rounds,
         "lora": {"rank": args.rank, "alpha": args.rank, "dropout": args.dropout},
         "optim": {**optim, **rates, **augment},
     }

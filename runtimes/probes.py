@@ -27,7 +27,7 @@ def check_vision(
     if certificate is None or not wanted:
         return "skipped", None
     reference = manifest.files[manifest.vision.file].sha256
-    key = f"{runtime}|{device}|{reference}|{hash(certificate.vision)}"
+    key = f"{runtime}|{device}|{reference}|{hash(certificate.expected_vision)}"
     known = _load()
     mode = known.get(key)
     if mode in ("plain", "rewrite"):

@@ -75,7 +75,8 @@ class VisionEncoder:
 
     def check(self, certificate: Certificate) -> float:
         """Find the mode whose probe agrees with the certificate, keep it, and return its relative L2. Raises EngineLoadError."""
-        reference = np.asarray(certificate.vision.rows, np.float32)
+        expected = certificate.expected_vision
+        reference = np.asarray(expected.rows, np.float32)
         pixels = probe_pixels(self._size_px).tobytes()
         found: list[str] = []
         modes: tuple[VisionMode, ...] = ("plain", "rewrite") if self._record.tower == "clip" else ("plain",)
@@ -86,11 +87,11 @@ class VisionEncoder:
             except EngineError as error:  # this runtime's graph has no such input
                 found.append(error.message)
                 continue
-            if distance <= certificate.vision.tolerance:
+            if distance <= expected.tolerance:
                 return distance
             found.append(f"{distance:.2g}")
         raise EngineLoadError(
-            f"Expected the vision tower to agree with the manifest's probe within {certificate.vision.tolerance:g}, found a relative "
+            f"Expected the vision tower to agree with the manifest's probe within {expected.tolerance:g}, found a relative "
             f"distance of {' and '.join(found)}.",
             "Convert the model again, or install the pinned llama-cpp-python.",
         )

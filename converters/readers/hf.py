@@ -15,6 +15,7 @@ from converters.readers.preparation import build_preparation, choose_template
 from converters.readers.store import open_weights
 from converters.tensors import ArrayTensor
 from converters.tokenizers import load_tokenizer
+from edgemed.core.contract import load_contract
 
 # transformers' LlavaConfig, where vision_config is left out: CLIP-L/14-336.
 _CLIP_L = {
@@ -44,6 +45,10 @@ def read_hf(source: Source, options: Options) -> Checkpoint:
     image, notes = build_preparation(tower, image_processor(folder), None, options.image_mode)
     tokenizer = load_tokenizer(source.tokenizer_folder, llm.vocab_size, llm.arch, apart=False, pre=options.pre)
     template, more = choose_template(options.template, saved_jinja(folder), _template(model_type, tokenizer))
+    contract = load_contract(folder)
+    if contract is not None:  # how edgemed trained it; what the layout would suggest does not count then
+        image = contract.image if options.image_mode is None else contract.image.model_copy(update={"mode": options.image_mode})
+        template, notes, more = (template if options.template else contract.template), (), ()
     return Checkpoint(
         reader="hf",
         path=folder,

@@ -104,6 +104,11 @@ class Certificate(Frozen):
     transformers_logits_distance: float | None = None
     verified_with: str | None = None
 
+    @property
+    def expected_vision(self) -> Summary:
+        """What a runtime must come close to: the probe by the written file's own weights."""
+        return self.vision_stored or self.vision
+
 
 class Manifest(Frozen):
     """manifest.json."""

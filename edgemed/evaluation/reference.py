@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from edgemed.core.conversation import ConversationTemplate, ImageSlot, clean_answer, render
-from edgemed.core.images import ImagePreparation, load_image, normalise, prepare
+from edgemed.core.contract import CONTRACT_NAME, load_contract
+from edgemed.core.conversation import ImageSlot, clean_answer, render
+from edgemed.core.errors import CheckpointError
+from edgemed.core.images import load_image, normalise, prepare
 from edgemed.data import Sample, load_samples
 from edgemed.evaluation.metrics import score
 
@@ -32,9 +34,10 @@ class Reference:
         self.torch = torch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        contract = json.loads((folder / "edgemed.json").read_text(encoding="utf-8"))
-        self.image = ImagePreparation(**contract["image"])
-        self.template = ConversationTemplate(**contract["template"])
+        contract = load_contract(folder)
+        if contract is None:
+            raise CheckpointError(f"Expected {CONTRACT_NAME} in {folder}, found none.", "Name a checkpoint that `edgemed finetune` wrote.")
+        self.image, self.template = contract.image, contract.template
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(self.device).eval()
         config = self.model.config

@@ -7,8 +7,10 @@ answer is learned, everything else is masked. The runtime tokenises the same seg
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from edgemed.data import Sample
 IGNORE = -100
 
 
-def encode(tokenizer: Any, template: ConversationTemplate, turns: Sequence[Turn], image_id: int, image_tokens: int) -> tuple[list[int], list[int]]:
+def encode(
+    tokenizer: Any, template: ConversationTemplate, turns: Sequence[Turn], image_id: int, image_tokens: int
+) -> tuple[list[int], list[int]]:
     """(input ids, labels) of a conversation; an image is `image_tokens` times `image_id`. Labels are IGNORE outside answers."""
     ids: list[int] = [tokenizer.bos_token_id] if template.bos else []
     labels = [IGNORE] * len(ids)
@@ -48,6 +52,27 @@ def check_labels(tokenizer: Any, template: ConversationTemplate, turns: Sequence
         )
 
 
+def join_rounds(samples: Sequence[Sample], rounds: int, seed: int) -> list[Sample]:
+    """Samples of one image joined into conversations of at most `rounds` questions, in an order drawn from `seed`."""
+    if rounds == 1:
+        return list(samples)
+    by_image: dict[Path | None, list[Sample]] = {}
+    for sample in samples:
+        by_image.setdefault(sample.image, []).append(sample)
+    draw, joined = random.Random(seed), []
+    for image, group in by_image.items():
+        draw.shuffle(group)
+        size = rounds if image else 1
+        joined += [_join(group[start : start + size]) for start in range(0, len(group), size)]
+    return joined
+
+
+def _join(group: Sequence[Sample]) -> Sample:
+    first, *rest = group
+    later = [replace(turn, images=0) for sample in rest for turn in sample.turns]
+    return replace(first, id="+".join(s.id for s in group), turns=(*first.turns, *later))
+
+
 class Examples(Dataset[dict[str, Any]]):
     """Samples ready for a step. Images are prepared once and kept as uint8 (150 kB each at 224 px)."""
 
@@ -67,7 +92,9 @@ class Examples(Dataset[dict[str, Any]]):
             ids, labels = encode(tokenizer, template, turns, image_id, image_tokens)
             check_labels(tokenizer, template, turns, labels, sample.id)
             if len(ids) > max_tokens:
-                raise DatasetError(f"Expected at most {max_tokens} tokens in {sample.id}, found {len(ids)}.", "Raise max_tokens or shorten the row.")
+                raise DatasetError(
+                    f"Expected at most {max_tokens} tokens in {sample.id}, found {len(ids)}.", "Raise max_tokens or shorten the row."
+                )
             self.rows.append((ids, labels, sample.image))
         paths = list(dict.fromkeys(s.image for s in samples if s.image))
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes without the interpreter's lock

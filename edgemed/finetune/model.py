@@ -46,7 +46,8 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
     model = load_full(recipe, tokenizer)
     if recipe.image.size_px != model.config.vision_config.image_size:
         raise RecipeError(
-            f"Expected image.size_px = {model.config.vision_config.image_size} for this tower, found {recipe.image.size_px}.", "Correct the recipe."
+            f"Expected image.size_px = {model.config.vision_config.image_size} for this tower, found {recipe.image.size_px}.",
+            "Correct the recipe.",
         )
     if recipe.lora:
         if recipe.optim.bf16:
@@ -76,7 +77,9 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     """A LlavaForConditionalGeneration from a bare LLM and tower, with a fresh two-layer projector."""
     image_id = tokenizer.convert_tokens_to_ids(recipe.image_token)
     if image_id is None or image_id == tokenizer.unk_token_id:
-        raise RecipeError(f"Expected join.image_token in the tokenizer, found no '{recipe.image_token}'.", "Name a token of the LLM that text never uses.")
+        raise RecipeError(
+            f"Expected join.image_token in the tokenizer, found no '{recipe.image_token}'.", "Name a token of the LLM that text never uses."
+        )
     vision_config = AutoConfig.from_pretrained(recipe.tower)
     vision_config = getattr(vision_config, "vision_config", vision_config)
     if recipe.tower_activation:
@@ -110,7 +113,9 @@ def _copy(target: Any, source: Any, path: Path) -> None:
     renamed = {k if k in wanted else k.removeprefix(strip): v for k, v in state.items()}
     missing = [k for k in wanted if k not in renamed]
     if missing:
-        raise CheckpointError(f"Expected the tensor {missing[0]} in {path}, found none.", "Check that the folder holds the right kind of model.")
+        raise CheckpointError(
+            f"Expected the tensor {missing[0]} in {path}, found none.", "Check that the folder holds the right kind of model."
+        )
     target.load_state_dict({k: renamed[k] for k in wanted})
 
 

@@ -96,6 +96,8 @@ class Recipe(Frozen):
     data: tuple[DataRecipe, ...] = Field(min_length=1)
     optim: OptimRecipe = OptimRecipe()
     lora: LoraRecipe | None = None
+    # So many questions about one image become one conversation (LLaVA-1.5 trains its VQA sets so): the image is then run once for all.
+    rounds: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=2048, ge=16)
     seed: int = 0
     save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
@@ -118,7 +120,9 @@ def load_recipe(stage: str, path: Path) -> Recipe:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise RecipeError(f"Expected a valid recipe in {path}, found {problems}.", "Correct these keys.") from error
     if (recipe.model is None) == (recipe.join is None):
-        raise RecipeError(f"Expected either 'model' or '[join]' in {path}, found {'both' if recipe.model else 'neither'}.", "Keep one of them.")
+        raise RecipeError(
+            f"Expected either 'model' or '[join]' in {path}, found {'both' if recipe.model else 'neither'}.", "Keep one of them."
+        )
     if recipe.lora and stage == "align":
         raise RecipeError(f"Expected no [lora] in {path}, found one: the align stage trains the projector alone.", "Remove it.")
     find_template(recipe.template)

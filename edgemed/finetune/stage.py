@@ -17,17 +17,21 @@ import torch
 import transformers
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from edgemed.core.contract import Contract, save_contract
 from edgemed.core.conversation import find_template
 from edgemed.core.errors import RecipeError, ResourceError
 from edgemed.core.files import os_errors, save_text
 from edgemed.data import hash_samples, load_samples
-from edgemed.finetune.examples import IGNORE, Collator, Examples
+from edgemed.finetune.examples import IGNORE, Collator, Examples, join_rounds
 from edgemed.finetune.model import PARTS, load_model, merged, part_of, rates
 from edgemed.finetune.recipe import OptimRecipe, Recipe
 
 
 class StageTrainer(Trainer):
     """Trainer that normalises (and slightly moves) pixels on the device and gives each part its own rate."""
+
+    optimizer: Any
+    lr_scheduler: Any
 
     def __init__(self, recipe: Recipe, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -121,12 +125,14 @@ def train(recipe: Recipe) -> Path:
         raise RecipeError("Expected a learning rate above 0 for some part of this stage, found none.", "Correct [optim].")
     transformers.set_seed(recipe.seed)
     per_set = [(d, load_samples(d.name, d.path, d.split)) for d in recipe.data]
-    samples = [s for d, part in per_set for _ in range(d.repeat) for s in part]
+    samples = [s for d, part in per_set for again in range(d.repeat) for s in join_rounds(part, recipe.rounds, recipe.seed + again)]
     model, tokenizer = load_model(recipe)
     base = model.get_base_model() if recipe.lora else model
     template = find_template(recipe.template)
     if template.bos and tokenizer.bos_token_id is None:
-        raise RecipeError(f"Expected a BOS token for the template '{template.name}', found a tokenizer without one.", "Choose another template.")
+        raise RecipeError(
+            f"Expected a BOS token for the template '{template.name}', found a tokenizer without one.", "Choose another template."
+        )
     config = base.config
     # HF's "default" strategy leaves token 0 out: CLS of a CLIP tower, but the first patch of a SigLIP one.
     has_cls = "clip" in config.vision_config.model_type and "siglip" not in config.vision_config.model_type
@@ -203,6 +209,5 @@ def save_checkpoint(recipe: Recipe, model: Any, tokenizer: Any, run: dict[str, A
             "do_convert_rgb": True,
         }
         save_text(out / "preprocessor_config.json", json.dumps(processor, indent=1))
-        contract = {"image": image.model_dump(mode="json"), "template": find_template(recipe.template).model_dump(mode="json")}
-        save_text(out / "edgemed.json", json.dumps(contract, indent=1))
+        save_contract(out, Contract(image=image, template=find_template(recipe.template)))
         save_text(out / "run.json", json.dumps(run, indent=1))

@@ -1,0 +1,43 @@
+"""Turns a checkpoint of bench.train_demo into the files that ship: edgemed/demo/adapter.gguf and mmproj.gguf, both at 8 bits.
+
+    python -m bench.pack_demo CHECKPOINT --base SmolLM2-135M-Instruct.Q4_1.gguf
+
+CHECKPOINT is the vqa stage's folder with its `adapter/`. The base itself is not shipped: `edgemed models pull edgemed-demo` gets it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from converters.adapters import save_gguf_adapter
+from converters.convert import convert
+from converters.readers import open_checkpoint
+from converters.readers.gguf import gguf_llm
+from converters.readers.gguf_file import open_gguf
+from converters.recipes import Recipe
+from edgemed.core.units import format_bytes
+
+DEMO = Path(__file__).parents[1] / "edgemed" / "demo"
+LIMIT_BYTES = 34_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--base", type=Path, required=True)
+    args = parser.parse_args()
+    save_gguf_adapter(args.checkpoint / "adapter", DEMO / "adapter.gguf", gguf_llm(open_gguf(args.base)), quant="Q8_0")
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = convert(open_checkpoint(args.checkpoint), Path(folder) / "artifact", Recipe.of(bits=8))
+        shutil.copyfile(artifact.mmproj_path, DEMO / "mmproj.gguf")
+    total = sum(path.stat().st_size for path in DEMO.iterdir() if path.is_file())
+    print(f"{DEMO}: {format_bytes(total)} of {format_bytes(LIMIT_BYTES)}")
+    if total > LIMIT_BYTES:
+        raise SystemExit("The demo's files are larger than what may ship.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""edgemed.json beside a checkpoint: how its images were prepared and its turns written in training.
+
+Fine-tuning writes it, the converter and the transformers reference read it; checkpoints of others have none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from edgemed.core.conversation import ConversationTemplate
+from edgemed.core.errors import CheckpointError
+from edgemed.core.files import os_errors, save_text
+from edgemed.core.images import ImagePreparation
+from edgemed.core.model import Frozen
+
+CONTRACT_NAME = "edgemed.json"
+
+
+class Contract(Frozen):
+    """What training and inference must do alike."""
+
+    image: ImagePreparation
+    template: ConversationTemplate
+
+
+def load_contract(folder: Path) -> Contract | None:
+    """The folder's contract, or None where it has none. Raises CheckpointError."""
+    path = folder / CONTRACT_NAME
+    if not path.is_file():
+        return None
+    with os_errors(path):
+        text = path.read_text(encoding="utf-8")
+    try:
+        return Contract.model_validate_json(text)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"Expected image preparation and template in {path}, found {error.errors()[0]['msg']}.", "Train again."
+        ) from error
+
+
+def save_contract(folder: Path, contract: Contract) -> None:
+    """Write edgemed.json, whole or not at all."""
+    save_text(folder / CONTRACT_NAME, contract.model_dump_json(indent=1) + "\n")

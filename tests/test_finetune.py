@@ -1,0 +1,169 @@
+"""The stage runner on a two-layer LLaVA: what learns, what stays bit-identical, what the folder holds, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+torch = pytest.importorskip("torch", reason="fine-tuning needs the train extra")
+
+from edgemed.core.contract import load_contract  # noqa: E402
+from edgemed.core.conversation import TEMPLATES, Turn  # noqa: E402
+from edgemed.core.errors import DatasetError, RecipeError  # noqa: E402
+from edgemed.data import Sample  # noqa: E402
+from edgemed.finetune import run_stage  # noqa: E402
+from edgemed.finetune.examples import IGNORE, check_labels, encode, join_rounds  # noqa: E402
+from edgemed.finetune.model import part_of  # noqa: E402
+from tests.checkpoints import make_checkpoint  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llava")
+    return Path(make_checkpoint(folder, "hf", "smollm", "siglip").source)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    rows = []
+    for i in range(4):
+        Image.effect_noise((40, 30), 80).save(folder / f"{i}.png")
+        for question, answer in (("Is it normal?", "yes"), ("Which organ?", "lung")):
+            rounds = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+            rows.append({"id": f"{i}-{answer}", "image": f"{i}.png", "conversations": rounds})
+    (folder / "train.json").write_text(json.dumps(rows))
+    return folder
+
+
+def write_recipe(folder: Path, checkpoint: Path, data: Path, extra: str = "", optim: str = "") -> Path:
+    config = json.loads((checkpoint / "config.json").read_text())
+    size = config["vision_config"]["image_size"]
+    text = f"""
+output = "out"
+model = {json.dumps(str(checkpoint))}
+template = "chatml"
+save_dtype = "float32"
+{extra}
+[image]
+size_px = {size}
+mode = "pad"
+mean = [0.5, 0.5, 0.5]
+std = [0.5, 0.5, 0.5]
+[[data]]
+name = "llava"
+path = {json.dumps(str(data))}
+[optim]
+max_steps = {STEPS}
+batch_size = 2
+projector_rate = 1e-3
+{optim}
+"""
+    path = folder / "run.toml"
+    path.write_text(text)
+    return path
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def changed_parts(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {part_of(name) for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.parametrize(
+    ("stage", "extra", "optim", "parts"),
+    [
+        ("align", "", "llm_rate = 1e-3\ntower_rate = 1e-3", {"projector"}),
+        ("instruct", "", "llm_rate = 1e-3", {"projector", "llm"}),
+        ("vqa", "rounds = 2\nlora = { rank = 4, alpha = 8 }", "llm_rate = 1e-2\ntower_rate = 1e-3", {"projector", "llm", "tower"}),
+    ],
+)
+def test_a_stage_trains_its_parts_alone(
+    tmp_path: Path, checkpoint: Path, data: Path, stage: str, extra: str, optim: str, parts: set[str]
+) -> None:
+    before = weights(checkpoint)
+    out = run_stage(stage, write_recipe(tmp_path, checkpoint, data, extra, optim))
+    assert out == tmp_path / "out"
+    assert changed_parts(before, weights(out)) == parts
+    run = json.loads((out / "run.json").read_text())
+    assert run["steps"] == STEPS and len(run["loss"]) == STEPS
+    assert run["data"]["llava"]["rows"] == 8
+    contract = load_contract(out)
+    assert contract is not None and contract.template == TEMPLATES["chatml"] and contract.image.mode == "pad"
+    assert (out / "adapter" / "adapter_config.json").is_file() == ("lora" in extra)
+    if os.name == "posix":
+        assert not list(out.glob("*.part"))
+
+
+def test_what_was_trained_converts_with_its_own_preparation(tmp_path: Path, checkpoint: Path, data: Path) -> None:
+    from converters.readers import open_checkpoint
+
+    out = run_stage("align", write_recipe(tmp_path, checkpoint, data))
+    read = open_checkpoint(out)
+    contract = load_contract(out)
+    assert contract is not None
+    assert (read.image, read.template, read.notes) == (contract.image, contract.template, ())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("template = ", "tempalte = "), "tempalte"),
+        (("batch_size = 2", "batch_size = 0"), "optim.batch_size"),
+        (('model = "', 'modle = "'), "modle"),
+        (("mode = ", "mode = = "), "Expected TOML"),
+        (("size_px = ", "size_px = 1"), "Expected image.size_px"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(tmp_path: Path, checkpoint: Path, data: Path, change: tuple[str, str], message: str) -> None:
+    path = write_recipe(tmp_path, checkpoint, data)
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(RecipeError, match=message):
+        run_stage("align", path)
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+def test_an_unknown_stage_and_a_missing_recipe_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="Expected a stage"):
+        run_stage("pretrain", tmp_path / "run.toml")
+    with pytest.raises(RecipeError, match="no such file"):
+        run_stage("align", tmp_path / "run.toml")
+
+
+def test_labels_cover_the_answers_alone(checkpoint: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    template = TEMPLATES["chatml"]
+    turns = (Turn("user", "One?", images=1), Turn("assistant", "First."), Turn("user", "Two?"), Turn("assistant", "Second."))
+    ids, labels = encode(tokenizer, template, turns, image_id=3, image_tokens=5)
+    assert len(ids) == len(labels) and ids.count(3) == 5
+    learned = tokenizer.decode([i for i in labels if i != IGNORE])
+    assert learned == "First.<|im_end|>\nSecond.<|im_end|>\n"
+    check_labels(tokenizer, template, turns, labels, "x")
+    with pytest.raises(DatasetError, match="Expected the labels of x"):
+        check_labels(tokenizer, template, turns, [*labels[:-4], *[IGNORE] * 4], "x")
+
+
+def test_rounds_join_questions_of_one_image() -> None:
+    samples = [Sample.single(f"{image}{i}", Path(image), f"q{i}", f"a{i}", "open") for image in "ab" for i in range(5)]
+    joined = join_rounds(samples, 3, seed=0)
+    assert sorted(len(s.turns) // 2 for s in joined) == [2, 2, 3, 3]
+    assert all(sum(t.images for t in s.turns) == 1 and s.turns[0].images == 1 for s in joined)
+    asked = sorted((str(s.image), t.text) for s in joined for t in s.turns if t.role == "user")
+    assert asked == sorted((str(s.image), s.question) for s in samples)
+    assert join_rounds(samples, 1, seed=0) == samples
