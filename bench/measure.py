@@ -94,7 +94,7 @@ def measure_artifact(artifact: Artifact, device: Device) -> Trace:
     size_px = artifact.manifest.image.size_px
     image = PreparedImage(probe_pixels(size_px).tobytes(), size_px)
     with _sampled(settings.device) as peaks, Engine.open(artifact, settings) as engine:
-        answers = [engine.ask(question, [image], max_tokens=MAX_TOKENS) for question in QUESTIONS]
+        answers = [engine.ask(question, [image], max_tokens=MAX_TOKENS, ignore_end=True) for question in QUESTIONS]
         report = engine.report
         peaks.sample(settings.device)
     return Trace(

@@ -5,8 +5,8 @@
         commit(staging, out_dir)
 
 A conversion that is killed leaves `.convert.*.part` (removed by the next one) or, in the instant of moving, `.convert.commit`
-(finished by the next one); whatever was in the folder before stays until then. Inside and not beside, because the folder may be a
-mount of its own. Knows manifest.json's name and that it lists files.
+(finished by the next one, or by `recover` when the folder is read); whatever was in the folder before stays until then. Inside and
+not beside, because the folder may be a mount of its own. Knows manifest.json's name and that it lists files.
 """
 
 from __future__ import annotations
@@ -103,6 +103,20 @@ def finish_commit(folder: Path) -> None:
         (ready / MANIFEST_NAME).replace(folder / MANIFEST_NAME)
         sync_dir(folder)
     shutil.rmtree(ready, ignore_errors=True)
+
+
+def recover(folder: Path) -> None:
+    """Complete a conversion that was killed while moving its files; leave one alone that is still at it. For who reads `folder`."""
+    ready = folder / COMMIT_NAME
+    with os_errors(folder):
+        if not ready.is_dir():
+            return
+        lock = _lock(ready)
+        if lock is None and os.name == "posix":
+            return
+        finish_commit(folder)
+        if lock is not None:
+            os.close(lock)
 
 
 def _listed_files(manifest: Path) -> set[str]:

@@ -76,9 +76,10 @@ class Job:
         self.drawn += 1
         self._fresh = "" if end or token in self.stop_ids else self.text.push(piece)
         reason: FinishReason | None = None
-        if end:
+        ends = self.request is None or not self.request.ignore_end
+        if end and ends:
             reason = "end"
-        elif token in self.stop_ids or self.text.stopped:
+        elif ends and (token in self.stop_ids or self.text.stopped):
             reason = "stop"
         elif full or (self.request is not None and self.drawn >= self.request.max_tokens):
             reason = "length"

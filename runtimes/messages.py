@@ -87,6 +87,8 @@ class Request:
     stop: tuple[str, ...] = ()
     # Put each token's log-probability (natural logarithm, before sampling filters) into its event.
     logprobs: bool = False
+    # Go on to `max_tokens` past every end and stop: what is measured then has one length.
+    ignore_end: bool = False
 
 
 @dataclass(frozen=True)

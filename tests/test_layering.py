@@ -37,6 +37,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
 PACKAGES = ("edgemed", "converters", "runtimes", "bench")
 # Programs that are run by hand and imported by nothing: what they use beyond their room.
 SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
+    "bench/demo_logits.py": (set(), {"torch", "transformers"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from checkpoints import FAMILIES, IMAGE_PX, READERS, TOWERS, make_checkpoint
 
+from bench.parity import verify_artifact
 from converters.convert import convert
 from converters.readers import open_checkpoint
 from converters.recipes import Recipe
@@ -44,3 +45,18 @@ def test_rows_and_logits_are_transformers_own(tmp_path: Path, reader: str, famil
     cut = ids.index(IMAGE_TOKEN)
     right = reference.logits(ids[:cut], right_rows, ids[cut + 1 :])
     assert relative_l2(logits, right) <= 5e-3
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_clips_fault_is_seen_in_quantised_towers(tmp_path: Path, bits: int) -> None:
+    reference = make_checkpoint(tmp_path / "source", "hf", "llama", "clip")
+    artifact = convert(open_checkpoint(reference.source), tmp_path / "model", Recipe.of(bits=bits))
+    certificate = artifact.manifest.certificate
+    assert certificate is not None and certificate.vision_stored is not None
+    with Engine.open(artifact, SETTINGS) as engine:
+        assert (engine.report.vision_mode, engine.report.vision_check) == ("rewrite", "probed")
+    parity = verify_artifact(artifact)
+    # Close to the written weights, whatever their types lose to the source's; and both are told.
+    assert parity.written_distance is not None and parity.written_distance <= certificate.vision_stored.tolerance
+    assert parity.written_distance < parity.vision_distance <= certificate.vision.tolerance
+    assert len(parity.rows()) == 4

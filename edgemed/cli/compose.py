@@ -136,16 +136,19 @@ def convert_source(
 
 def require_artifact(folder: Path | None, out: Output) -> Artifact:
     """The artifact of a folder or of a name; edgemed-demo, converted now if need be, where none is given."""
+    from converters.staging import recover
     from edgemed.core.manifest import MANIFEST_NAME, load_artifact
     from edgemed.core.paths import artifacts_dir
     from edgemed.core.registry import DEFAULT_MODEL, load_registry
 
     if folder is not None:
         named = artifacts_dir() / folder.name
-        if not folder.exists() and len(folder.parts) == 1 and (named / MANIFEST_NAME).is_file():
-            return load_artifact(named)
+        if not folder.exists() and len(folder.parts) == 1 and named.is_dir():
+            folder = named
+        recover(folder)
         return load_artifact(folder)
     default = artifacts_dir() / load_registry().find(DEFAULT_MODEL).artifact_name(DEMO_BITS)
+    recover(default)
     if (default / MANIFEST_NAME).is_file():
         return load_artifact(default)
     from converters.recipes import Recipe
