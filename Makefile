@@ -1,7 +1,7 @@
 # Every target makes its own virtual environment where none is there. Overridable: PYTHON, VENV, CMAKE_ARGS, TORCH, TORCH_INDEX.
 #   make demo      install, pull the embedded model's base, convert, verify, ask, measure
 #   make test      everything that CI runs
-#   CMAKE_ARGS="-DGGML_CUDA=ON" make demo      on a GPU
+#   CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_NATIVE=OFF" make demo      on a GPU
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -25,6 +25,7 @@ DEVICES = {
     d.name: d
     for d in (
         Device("cpu", "this machine's CPU", False, None),
+        Device("gpu", "this machine's GPU", True, None),
         Device("rtx3050", "NVIDIA RTX 3050", True, 8 * 2**30),
         Device("rtx3080", "NVIDIA RTX 3080", True, 10 * 2**30),
         Device("jetson", "NVIDIA Jetson AGX Xavier", True, 32 * 2**30),

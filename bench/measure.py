@@ -3,7 +3,8 @@
     trace = measure_artifact(artifact, find_device("cpu"))
 
 Static: both files and the key-value cache, as they are reported at loading. Measured: the memory of this program's whole process
-tree on a CPU, or of the engine on the GPU by NVML, sampled while questions are answered; and the speed of that. Thin for now:
+tree on a CPU, or of the engine on the GPU by NVML (what all of the device holds more than before, where NVML names no process),
+sampled while questions are answered; and the speed of that. Thin for now:
 fixed questions about the fixed probe image, greedy.
 """
 
@@ -15,6 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 from bench.devices import Device
 from edgemed.core.manifest import Artifact
@@ -40,7 +42,9 @@ class Trace:
     static_bytes: int
     peak_rss_bytes: int
     peak_anonymous_bytes: int | None
+    # On the GPU; by the process's own number, or by what the whole device holds more than before the engine started.
     peak_device_bytes: int | None
+    device_basis: Literal["process", "growth"] | None
     load_s: float
     image_encode_s: float
     first_token_s: float
@@ -55,14 +59,26 @@ class Trace:
 class _Peaks:
     rss: int = 0
     anonymous: int | None = None
-    device: int | None = None
+    # Of the GPU: this program's, everybody's, and everybody's at the start.
+    process: int | None = None
+    used: int | None = None
+    before: int | None = None
     stop: threading.Event = field(default_factory=threading.Event)
 
     def sample(self, device: int) -> None:
         report = measure_memory(os.getpid(), device)
         self.rss = max(self.rss, report.rss_bytes)
         self.anonymous = _larger(self.anonymous, report.anonymous_bytes)
-        self.device = _larger(self.device, report.device_process_bytes)
+        self.process = _larger(self.process, report.device_process_bytes)
+        self.used = _larger(self.used, report.device_used_bytes)
+
+    def device_bytes(self) -> tuple[int | None, Literal["process", "growth"] | None]:
+        """What the GPU held for the engine at most, and how that is known."""
+        if self.process is not None:
+            return self.process, "process"
+        if self.used is not None and self.before is not None:
+            return self.used - self.before, "growth"
+        return None, None
 
 
 def _larger(a: int | None, b: int | None) -> int | None:
@@ -71,7 +87,7 @@ def _larger(a: int | None, b: int | None) -> int | None:
 
 @contextmanager
 def _sampled(device: int) -> Iterator[_Peaks]:
-    peaks = _Peaks()
+    peaks = _Peaks(before=measure_memory(os.getpid(), device).device_used_bytes)
 
     def run() -> None:
         while not peaks.stop.wait(_SAMPLE_S):
@@ -97,6 +113,7 @@ def measure_artifact(artifact: Artifact, device: Device) -> Trace:
         answers = [engine.ask(question, [image], max_tokens=MAX_TOKENS, ignore_end=True) for question in QUESTIONS]
         report = engine.report
         peaks.sample(settings.device)
+    device_bytes, basis = peaks.device_bytes() if on_gpu(report.devices) else (None, None)
     return Trace(
         model_bytes=report.model_bytes,
         vision_bytes=report.vision_bytes,
@@ -104,7 +121,8 @@ def measure_artifact(artifact: Artifact, device: Device) -> Trace:
         static_bytes=report.model_bytes + report.vision_bytes + report.kv_bytes,
         peak_rss_bytes=peaks.rss,
         peak_anonymous_bytes=peaks.anonymous,
-        peak_device_bytes=peaks.device,
+        peak_device_bytes=device_bytes,
+        device_basis=basis,
         load_s=report.load_s,
         image_encode_s=answers[0].timings.encode_s,
         first_token_s=answers[0].timings.first_token_s,
@@ -116,6 +134,11 @@ def measure_artifact(artifact: Artifact, device: Device) -> Trace:
     )
 
 
+def on_gpu(devices: tuple[str, ...]) -> bool:
+    """Whether an engine's devices (LoadReport.devices) are more than the CPU."""
+    return any(name != "CPU" for name in devices)
+
+
 def _decode_speed(answers: list[Finished]) -> float:
     seconds = sum(a.timings.decode_s for a in answers)
     return sum(a.usage.new_tokens - 1 for a in answers) / seconds if seconds > 0 else 0.0
@@ -123,15 +146,15 @@ def _decode_speed(answers: list[Finished]) -> float:
 
 def rows_of(trace: Trace, device: Device) -> list[tuple[str, str]]:
     """A trace as a table's rows: static, measured, gap, speed, and whether the device has room."""
-    on_gpu = device.gpu and trace.peak_device_bytes is not None
-    peak = (trace.peak_device_bytes or 0) if on_gpu else trace.peak_rss_bytes
+    peak = trace.peak_device_bytes if device.gpu else trace.peak_rss_bytes
+    what = {None: "on the GPU", "process": "on the GPU", "growth": "growth of the whole GPU's use"}[trace.device_basis]
     rows = [
         ("static: language model", format_bytes(trace.model_bytes)),
         ("static: tower and projector", format_bytes(trace.vision_bytes)),
         ("static: key-value cache", format_bytes(trace.kv_bytes)),
         ("static: sum", format_bytes(trace.static_bytes)),
-        (f"measured: peak {'on the GPU' if on_gpu else 'of all processes (RSS)'}", format_bytes(peak)),
-        ("measured less static", format_bytes(peak - trace.static_bytes)),
+        (f"measured: peak {what if device.gpu else 'of all processes (RSS)'}", "not measured" if peak is None else format_bytes(peak)),
+        ("measured less static", "not measured" if peak is None else format_bytes(peak - trace.static_bytes)),
         ("load", format_duration(trace.load_s)),
         ("image encoding", format_duration(trace.image_encode_s)),
         ("first token, first question", format_duration(trace.first_token_s)),
@@ -140,6 +163,6 @@ def rows_of(trace: Trace, device: Device) -> list[tuple[str, str]]:
         ("measured on", ", ".join(trace.devices) or "CPU"),
     ]
     if device.memory_bytes is not None:
-        fits = "fits" if peak <= device.memory_bytes else "does not fit"
-        rows.append((f"{device.title}, {format_bytes(device.memory_bytes)}", f"{fits} (compared by memory, not run on it)"))
+        fits = "not measured" if peak is None else f"{'fits' if peak <= device.memory_bytes else 'does not fit'} (by memory, not run on it)"
+        rows.append((f"{device.title}, {format_bytes(device.memory_bytes)}", fits))
     return rows

@@ -18,6 +18,7 @@ from converters.readers import open_checkpoint
 from converters.readers.gguf import gguf_llm
 from converters.readers.gguf_file import open_gguf
 from converters.recipes import Recipe
+from edgemed.core.files import sha256_file
 from edgemed.core.units import format_bytes
 
 DEMO = Path(__file__).parents[1] / "edgemed" / "demo"
@@ -33,6 +34,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         artifact = convert(open_checkpoint(args.checkpoint), Path(folder) / "artifact", Recipe.of(bits=8))
         shutil.copyfile(artifact.mmproj_path, DEMO / "mmproj.gguf")
+    for name in ("adapter.gguf", "mmproj.gguf"):
+        print(f'{name}: set its sha256 in models.toml to "{sha256_file(DEMO / name)}"')
     total = sum(path.stat().st_size for path in DEMO.iterdir() if path.is_file())
     print(f"{DEMO}: {format_bytes(total)} of {format_bytes(LIMIT_BYTES)}")
     if total > LIMIT_BYTES:

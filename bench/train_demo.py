@@ -87,6 +87,7 @@ def main() -> None:
         build_base(args.base.resolve(), out / "base")
     common: dict[str, Any] = {
         "template": "chatml",
+        "capitalise": True,
         "image": {
             "size_px": 224,
             "mode": "pad",

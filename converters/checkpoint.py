@@ -115,7 +115,7 @@ class TokenizerSpec:
     add_bos: bool
     # What llama.cpp's own tokenisation does (for foreign programs); ours follows `space_prefix`, see core/manifest.py.
     add_space_prefix: bool
-    space_prefix: Literal["none", "first", "each"]
+    space_prefix: Literal["none", "first", "chunk", "each"]
     # Further end-of-turn id (chatml's <|im_end|>), where it is not the eos.
     eot_id: int | None = None
 

@@ -12,10 +12,11 @@ does not have is refused.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from gguf import Keys, TokenType
 
@@ -26,7 +27,8 @@ from edgemed.core.conversation import ConversationTemplate, to_jinja
 from edgemed.core.errors import CheckpointError, UnsupportedError
 from edgemed.core.files import os_errors
 
-Space = Literal["none", "first", "each"]
+Space = Literal["none", "first", "chunk", "each"]
+_Read = TypeVar("_Read")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 BLANK = "▁"
 FILL_SCORE, ADDED_SCORE = -10000.0, -1000.0
@@ -60,8 +62,12 @@ def load_tokenizer(folder: Path, rows: int, arch: str, apart: bool, pre: str | N
 
     apart: this layout's own code tokenises the text around an image in separate calls (all but HF's processor).
     pre: llama.cpp's name of the splitting rule, where the table below does not know it.
-    Raises CheckpointError where files are missing or ids exceed the embedding, UnsupportedError for an unknown kind.
+    Raises CheckpointError where files are missing or damaged or ids exceed the embedding, UnsupportedError for an unknown kind.
     """
+    return _damaged(folder, lambda: _load_tokenizer(folder, rows, arch, apart, pre))
+
+
+def _load_tokenizer(folder: Path, rows: int, arch: str, apart: bool, pre: str | None) -> TokenizerSpec:
     config = _json(folder / "tokenizer_config.json")
     parts = _read_parts(folder, arch, pre)
     added = {**_added_by_name(folder), **parts.added}
@@ -94,7 +100,7 @@ def load_tokenizer(folder: Path, rows: int, arch: str, apart: bool, pre: str | N
         pad_id=find("pad_token"),
         add_bos=add_bos and bos is not None,
         add_space_prefix=space != "none",
-        space_prefix="each" if space == "first" and apart else space,
+        space_prefix="chunk" if space == "first" and apart else space,
         eot_id=end_of_turn if end_of_turn != eos else None,
     )
 
@@ -111,7 +117,7 @@ def _json(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
     try:
         data = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"Expected JSON in {path}, found something else ({error}).", "Copy or download the file again.") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"Expected a JSON object in {path}, found {type(data).__name__}.", "Copy or download the file again.")
@@ -147,14 +153,13 @@ def _read_parts(folder: Path, arch: str, pre: str | None) -> _Parts:
     )
 
 
-def _damaged(path: Path, read: Any) -> _Parts:
+def _damaged(path: Path, read: Callable[[], _Read]) -> _Read:
     try:
-        parts: _Parts = read()
-    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        return read()
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError, struct.error) as error:
         raise CheckpointError(
             f"Expected a tokenizer in {path}, found a damaged file ({error}).", "Copy or download the file again."
         ) from error
-    return parts
 
 
 def _from_json(data: dict[str, Any], arch: str, pre: str | None, folder: Path) -> _Parts:
@@ -204,7 +209,7 @@ def _find_pre(steps: list[dict[str, Any]], arch: str, folder: Path) -> str:
     if name is None:
         raise UnsupportedError(
             f"Expected a tokenizer whose splitting rule llama.cpp has in {folder}, found {kinds} with {regex!r}.",
-            "Name llama.cpp's rule with the option for the pre-tokenizer, if you know that it is the same.",
+            "Name llama.cpp's rule with --pre, if you know that it is the same.",
         )
     return _ARCH_PRE.get((name, arch), name)
 
@@ -248,7 +253,11 @@ class _Layout:
 
 
 def _lay_out(parts: _Parts, added: Mapping[int, tuple[str, bool]], rows: int, folder: Path) -> _Layout:
+    if not parts.pieces:
+        raise CheckpointError(f"Expected a vocabulary in {folder}, found an empty one.", "Copy or download the tokenizer again.")
     last = max([*parts.pieces, *added])
+    if min([*parts.pieces, *added]) < 0:
+        raise CheckpointError(f"Expected token ids of at least 0 in {folder}, found others.", "Copy or download the tokenizer again.")
     if last >= rows:
         raise CheckpointError(
             f"Expected token ids below the embedding's {rows} rows in {folder}, found {last}.",
@@ -274,7 +283,8 @@ def tokenizer_metadata(spec: TokenizerSpec, template: ConversationTemplate) -> M
         Keys.Tokenizer.PRE: text(spec.pre),
         Keys.Tokenizer.LIST: texts(spec.tokens),
         Keys.Tokenizer.TOKEN_TYPE: i32s(spec.types),
-        Keys.Tokenizer.ADD_BOS: boolean(spec.add_bos),
+        # as our own prompts have it, so that foreign programs agree
+        Keys.Tokenizer.ADD_BOS: boolean(template.bos and spec.bos_id is not None),
         Keys.Tokenizer.ADD_PREFIX: boolean(spec.add_space_prefix),
         Keys.Tokenizer.CHAT_TEMPLATE: text(to_jinja(template)),
     }

@@ -74,7 +74,10 @@ class Stream(Iterator[Event]):
             self._worker.try_send(self._pending.id, Cancel())
 
     def __del__(self) -> None:
-        self.close()
+        # May run anywhere, also in a thread that holds the process's locks: it only leaves word.
+        if not self._ended:
+            self._ended = True
+            self._worker.abandon(self._pending.id)
 
 
 class Engine:
@@ -121,12 +124,13 @@ class Engine:
     # -- answers ------------------------------------------------------------------------------------------------------
 
     def submit(self, request: Request) -> Stream:
-        """Start a request; iterate for its events. Raises InputError for images that do not fit, EngineError if no worker starts."""
+        """Start a request; iterate for its events. Raises InputError for images or text that do not fit, or EngineError."""
         self._check_images(request.images)
         wanted = sum(turn.images for turn in request.turns)
         if wanted != len(request.images):
             found = len(request.images)
             raise InputError(f"Expected {wanted} image(s), as the turns count, found {found}.", "Hand over the images of all turns.")
+        _check_text([*(turn.text for turn in request.turns), *request.stop])
         if request.max_tokens < 1 or not request.turns or request.turns[-1].role != "user":
             raise InputError("Expected turns that end with the user's, and max_tokens of at least 1.", "Check the request.")
         for _ in range(2):
@@ -160,10 +164,12 @@ class Engine:
     def evaluate(self, segments: Sequence[Text | ImageSlot | int], images: Sequence[PreparedImage] = (), all_positions: bool = True) -> F32:
         """Logits after segments (core.conversation) or bare token ids, run alone: float32 [positions, vocab], or [1, vocab]."""
         self._check_images(images)
+        _check_text([segment.text for segment in segments if isinstance(segment, Text)])
         return self._array(Evaluate(tuple(segments), tuple(images), all_positions))
 
     def tokenize(self, segments: Sequence[Text | ImageSlot | int]) -> list[int]:
         """The token ids that segments become; an image is one prompt.IMAGE_TOKEN."""
+        _check_text([segment.text for segment in segments if isinstance(segment, Text)])
         ids = self._live().call(Tokenize(tuple(segments)))
         return [int(i) for i in ids] if isinstance(ids, list) else []
 
@@ -227,6 +233,15 @@ class Engine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _check_text(texts: Sequence[str]) -> None:
+    # A lone surrogate is what Python makes of bytes that are not UTF-8, and of half an escape in JSON.
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError("Expected text in Unicode, found bytes that are none.", "Type the question again.") from error
 
 
 def _check_settings(settings: EngineSettings) -> None:

@@ -235,7 +235,8 @@ class Sampler:
         if sampling.min_p > 0:
             self._add(lib.llama_sampler_init_min_p(sampling.min_p, 1))
         self._add(lib.llama_sampler_init_temp(sampling.temperature))
-        self._add(lib.llama_sampler_init_dist(sampling.seed & 0xFFFFFFFF))
+        # 0xFFFFFFFF would ask llama.cpp for a seed by chance; -1 is a seed like any other.
+        self._add(lib.llama_sampler_init_dist(sampling.seed % 0xFFFFFFFF))
 
     def _add(self, sampler: object) -> None:
         lib.llama_sampler_chain_add(self.chain, sampler)

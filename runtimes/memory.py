@@ -8,6 +8,7 @@ anonymous memory leaves them out: that is what cannot be given back. GPU memory 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -72,11 +73,21 @@ def _device_memory(pids: set[int], device: int) -> tuple[int | None, int | None]
     except nvml.NVMLError:
         return None, None
     try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(device)
+        handle = _device_handle(nvml, device)
         used = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
         ours = [p.usedGpuMemory for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid in pids]
-    except nvml.NVMLError:
+    except (nvml.NVMLError, IndexError):
         return None, None
     finally:
         nvml.nvmlShutdown()
-    return used, sum(int(n) for n in ours if n) if ours else None
+    # In a container the driver knows other process ids than ours, or keeps the numbers to itself.
+    return used, sum(int(n) for n in ours) if ours and None not in ours else None
+
+
+def _device_handle(nvml: Any, device: int) -> Any:
+    """The GPU that CUDA calls `device`: NVML counts all of them, CUDA those that CUDA_VISIBLE_DEVICES names."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return nvml.nvmlDeviceGetHandleByIndex(device)
+    name = [part.strip() for part in visible.split(",") if part.strip()][device]
+    return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)

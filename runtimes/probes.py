@@ -1,7 +1,7 @@
 """Which runtime was already found right for which tower: the self-check's memory, in the cache folder.
 
-The probe costs one encoding (seconds for a large tower on a CPU), so it is made once for each tower's file, installed runtime and
-device. A cache that cannot be read or written only means that the probe is made again.
+The probe costs one encoding (seconds for a large tower on a CPU), so it is made once for each tower's file, installed runtime,
+device and way of attention. A cache that cannot be read or written only means that the probe is made again.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from edgemed.core.errors import EdgemedError
 from edgemed.core.files import save_text
 from edgemed.core.manifest import Manifest
 from edgemed.core.paths import cache_dir
+from runtimes.messages import EngineSettings
 from runtimes.vision import VisionEncoder
 
 _KEPT = 100
 
 
 def check_vision(
-    encoder: VisionEncoder, manifest: Manifest, runtime: str, device: str, wanted: bool
+    encoder: VisionEncoder, manifest: Manifest, runtime: str, device: str, settings: EngineSettings
 ) -> tuple[Literal["probed", "remembered", "skipped"], float | None]:
     """Set the encoder's mode, by memory or by probe. Raises EngineLoadError where no mode agrees with the certificate."""
     certificate = manifest.certificate
-    if certificate is None or not wanted:
+    if certificate is None or not settings.self_check:
         return "skipped", None
     reference = manifest.files[manifest.vision.file].sha256
-    key = f"{runtime}|{device}|{reference}|{hash(certificate.expected_vision)}"
+    key = f"{runtime}|{device}|flash attention {settings.vision_flash_attention}|{reference}|{hash(certificate.expected_vision)}"
     known = _load()
     mode = known.get(key)
     if mode in ("plain", "rewrite"):

@@ -17,14 +17,17 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from edgemed.core.errors import EdgemedError, EngineDiedError
-from runtimes.wire import Command, read_frame, write_frame
+from runtimes.wire import Cancel, Command, pack_frame, read_frame, write_frame
 
 CLOSE_S = 5.0
 SPIN_COUNT = "2000"
 _STDERR_LINES = 50
+# Not `-m`: that puts the current folder first, and a file of anybody's there would be imported instead of a library.
+_CODE = "import sys; sys.path[:] = [p for p in sys.path if p]; from runtimes.worker import main; main()"
 _ROOT = Path(__file__).resolve().parent.parent
 _MEANING = {
     signal.SIGKILL: "killed by the system or a person, often for lack of memory",
@@ -58,28 +61,30 @@ class Pending:
 
 
 class WorkerProcess:
-    """One `python -m runtimes.worker`."""
+    """One process that runs `runtimes.worker.main`."""
 
     def __init__(self) -> None:
-        path = os.pathsep.join(p for p in (str(_ROOT), os.environ.get("PYTHONPATH", "")) if p)
+        path = os.pathsep.join(p for p in (str(_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)) if p)
         # No debugger on an abort, no thread pool of numpy's beside llama.cpp's.
         env = {**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
         # How long llama.cpp's threads spin before they sleep at their some hundred meetings a token. libgomp's own 300,000 turns cost
         # most of the speed as soon as anything else runs; none at all costs as much on an idle machine, where waking takes long.
         env.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "runtimes.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+            [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
         )
         self.pid = self._process.pid
         self._ids = itertools.count(1)
         self._pending: dict[int, Pending] = {}
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
+        self._abandoned: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._death: EngineDiedError | None = None
+        self._fault = ""
         self._closing = False
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._read_replies, self._read_stderr)]
-        for thread in self._threads:
+        for thread in reversed(self._threads):  # the reader of replies joins the other
             thread.start()
 
     @property
@@ -89,6 +94,7 @@ class WorkerProcess:
 
     def begin(self, command: Command) -> Pending:
         """Send a command. Raises EngineDiedError where the worker has ended."""
+        self._cancel_abandoned()
         pending = Pending(next(self._ids))
         with self._lock:
             if self._death is not None:
@@ -104,9 +110,10 @@ class WorkerProcess:
         """Write a frame; False where the worker is gone."""
         if self._process.stdin is None:
             return False
+        frame = pack_frame((id, command))
         try:
             with self._write_lock:
-                write_frame(self._process.stdin, (id, command))  # type: ignore[arg-type]
+                write_frame(self._process.stdin, frame)  # type: ignore[arg-type]
         except (OSError, ValueError):  # ValueError: closed by us
             return False
         return True
@@ -125,15 +132,27 @@ class WorkerProcess:
         with self._lock:
             self._pending.pop(id, None)
 
+    def abandon(self, id: int) -> None:
+        """Nobody waits for this request's events any more: it is cancelled soon. Takes no lock, so that a finaliser may call it."""
+        self._abandoned.put(id)
+
+    def _cancel_abandoned(self) -> None:
+        while not self._abandoned.empty():
+            with suppress(queue.Empty):
+                id = self._abandoned.get_nowait()
+                self.forget(id)
+                self.try_send(id, Cancel())
+
     def close(self) -> None:
         """Close its stdin, which ends it; kill it if that does not."""
         self._closing = True
-        if self._process.stdin is not None:
+        if self._write_lock.acquire(timeout=CLOSE_S):
             try:
-                # Not under the write lock: a writer that hangs on a full pipe is freed by this.
-                self._process.stdin.close()
-            except OSError:
-                self._process.kill()  # bytes were left in the buffer of a pipe that is gone
+                self._close_stdin()
+            finally:
+                self._write_lock.release()
+        else:
+            self._process.kill()  # a writer hangs on a full pipe; this frees it
         try:
             self._process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
@@ -142,10 +161,33 @@ class WorkerProcess:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(CLOSE_S)
+        with self._write_lock:
+            self._close_stdin()
+
+    def _close_stdin(self) -> None:
+        if self._process.stdin is not None:
+            try:
+                self._process.stdin.close()
+            except OSError:
+                self._process.kill()  # bytes were left in the buffer of a pipe that is gone
 
     # -- threads ------------------------------------------------------------------------------------------------------
 
     def _read_replies(self) -> None:
+        try:
+            self._hand_out_replies()
+        except Exception as error:  # whatever unpickling raises; without this thread nobody would ever learn of a death
+            self._fault = f"{type(error).__name__}: {error}"
+            self._process.kill()
+        self._process.wait()
+        self._threads[1].join(CLOSE_S)
+        with self._lock:
+            self._death = self._describe_death()
+            waiting, self._pending = list(self._pending.values()), {}
+        for pending in waiting:
+            pending.put(self._death)
+
+    def _hand_out_replies(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as stream:
             while isinstance(frame := read_frame(stream), list):  # type: ignore[arg-type]
@@ -154,13 +196,7 @@ class WorkerProcess:
                         pending = self._pending.get(id)
                     if pending is not None:
                         pending.put(reply)
-        self._process.wait()
-        self._threads[1].join(CLOSE_S)
-        with self._lock:
-            self._death = self._describe_death()
-            waiting, self._pending = list(self._pending.values()), {}
-        for pending in waiting:
-            pending.put(self._death)
+                self._cancel_abandoned()
 
     def _read_stderr(self) -> None:
         assert self._process.stderr is not None
@@ -173,6 +209,8 @@ class WorkerProcess:
     def _describe_death(self) -> EngineDiedError:
         if self._closing:
             return EngineDiedError("The engine was closed during an answer.", "Open it again.")
+        if self._fault:
+            return EngineDiedError(f"The engine's process sent a reply that cannot be read ({self._fault}) and was ended.", _HINT)
         code = self._process.returncode
         last = next((line for line in reversed(self._stderr) if not line.startswith(("frame", "#"))), "")
         words = f" Its last words: {last[:300]}" if last else ""

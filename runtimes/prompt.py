@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from edgemed.core.conversation import ImageSlot, Text
+from edgemed.core.conversation import ConversationTemplate, ImageSlot, Text, split_chunks
 from edgemed.core.errors import InputError
 from edgemed.core.manifest import Manifest
 
@@ -38,21 +38,28 @@ class Prompt:
 def tokenize_segments(
     segments: Sequence[Text | ImageSlot | int], manifest: Manifest, tokenize: Callable[[str], list[int]], bos: int
 ) -> list[int | ImageSlot]:
-    """Token ids, with image slots where they stand. Each Text is tokenised on its own; bare ids pass through.
+    """Token ids, with image slots where they stand. Texts between images are tokenised as one; bare ids pass through.
 
-    BOS comes first where the template says so, but not before bare ids. SentencePiece's leading blank is put in front of the
-    texts that `manifest.space_prefix` names, since the model was loaded not to do so itself.
+    BOS comes first where the template says so, but not before bare ids. SentencePiece's leading blank is put in front of what
+    `manifest.space_prefix` names ("first", "chunk"), where the model was loaded not to do so itself; "each" is llama.cpp's own way.
     """
     out: list[int | ImageSlot] = []
     if manifest.template.bos and segments and not isinstance(segments[0], int):
         out.append(bos)
-    for index, segment in enumerate(segments):
-        if isinstance(segment, Text):
-            blank = manifest.space_prefix == "each" or (manifest.space_prefix == "first" and index == 0)
-            out.extend(tokenize(" " + segment.text if blank else segment.text))
-        else:
-            out.append(segment)
+    for index, chunk in enumerate(split_chunks(segments)):
+        if not isinstance(chunk, tuple):
+            out.append(chunk)
+            continue
+        text = "".join(part.text for part in chunk)
+        blank = manifest.space_prefix == "chunk" or (manifest.space_prefix == "first" and index == 0)
+        out.extend(tokenize(" " + text if blank and not _starts_with_control(text, manifest.template, tokenize) else text))
     return out
+
+
+def _starts_with_control(text: str, template: ConversationTemplate, tokenize: Callable[[str], list[int]]) -> bool:
+    """Whether a control token comes first: these tokenizers put a blank in front of text alone."""
+    marks = (*template.control, template.image_prefix, template.image_suffix)
+    return any(mark and text.startswith(mark) and len(tokenize(mark)) == 1 for mark in marks)
 
 
 def build_prompt(items: Sequence[int | ImageSlot], image_keys: Sequence[str], image_tokens: int) -> Prompt:

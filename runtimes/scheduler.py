@@ -140,9 +140,11 @@ class Scheduler:
         room = self._limit - (0 if job.evaluate else 1)
         if n > room:
             images = len(job.prompt.spans) * self._manifest.vision.image_tokens
+            most = self._manifest.llm.context_length
+            more = f"or allow more with --context, up to {most}." if self._limit < most else "as this is the model's whole context."
             raise ContextOverflowError(
                 f"Expected a conversation of at most {room} tokens, found {n} ({images} of them for {len(job.prompt.spans)} image(s)).",
-                "Shorten it, start a new conversation, or load the model with a larger context.",
+                f"Shorten it, show fewer images, start a new conversation, {more}",
             )
         if n == 0 or any(cell >= vocab for cell in job.prompt.cells):
             found = "none" if n == 0 else max(job.prompt.cells)

@@ -86,9 +86,13 @@ class SchedulerStats:
 Command = Load | Submit | Cancel | Stats | Embed | Evaluate | Tokenize
 
 
-def write_frame(stream: BinaryIO, value: object) -> None:
-    """Write one frame. Raises OSError where the other end is gone."""
-    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+def pack_frame(value: object) -> bytes:
+    """One frame's content."""
+    return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+
+def write_frame(stream: BinaryIO, data: bytes) -> None:
+    """Write one packed frame. Raises OSError where the other end is gone."""
     stream.write(_LENGTH.pack(len(data)) + data if len(data) < 65536 else _LENGTH.pack(len(data)))
     if len(data) >= 65536:
         stream.write(data)

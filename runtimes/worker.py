@@ -1,4 +1,4 @@
-"""The engine's own process: `python -m runtimes.worker`, commands on stdin, replies on stdout (wire.py). Started by engine.py.
+"""The engine's own process: `main()`, commands on stdin, replies on stdout (wire.py). Started by process.py.
 
 A process of its own, because llama.cpp ends the process on some inputs. It lives as long as its stdin: when the parent closes it
 or dies, it ends at once. stderr carries llama.cpp's errors and tracebacks, which the parent keeps for its messages.
@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from typing import BinaryIO
 
 import llama_cpp
@@ -27,7 +28,7 @@ from runtimes.messages import LoadReport, Token
 from runtimes.probes import check_vision
 from runtimes.scheduler import Scheduler
 from runtimes.vision import EncodeThread, VisionEncoder
-from runtimes.wire import Cancel, Command, Load, read_frame, write_frame
+from runtimes.wire import Cancel, Command, Load, pack_frame, read_frame, write_frame
 
 # Tokens are gathered for so long before they are written: each write wakes the parent, which takes a core from llama.cpp's threads.
 GATHER_S = 0.02
@@ -56,7 +57,7 @@ class Outbox:
             while not self._queue.empty():
                 replies.append(self._queue.get())
             try:
-                write_frame(self._stream, replies)
+                write_frame(self._stream, pack_frame(replies))
             except OSError:
                 os._exit(0)  # the parent is gone
 
@@ -98,7 +99,8 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     if gpus and not 0 <= settings.device < len(gpus):
         raise EngineLoadError(f"Expected a GPU number below {len(gpus)}, found {settings.device}.", "Choose another device.")
     gpu = gpus[settings.device] if gpus else None
-    llm = libllama.LanguageModel(artifact.llm_path, settings, threads, no_space_prefix=manifest.space_prefix != "none")
+    own_blanks = manifest.space_prefix in ("first", "chunk")
+    llm = libllama.LanguageModel(artifact.llm_path, settings, threads, no_space_prefix=own_blanks)
     tower = VisionTower(
         artifact.mmproj_path,
         manifest.image.size_px,
@@ -110,7 +112,7 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     )
     encoder = VisionEncoder(tower, manifest)
     device = gpu[1] if gpu else "CPU"
-    checked, distance = check_vision(encoder, manifest, libllama.runtime_version(), device, settings.self_check)
+    checked, distance = check_vision(encoder, manifest, libllama.runtime_version(), device, settings)
     threads_of_encode: list[EncodeThread] = []
     scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send)
     threads_of_encode.append(EncodeThread(encoder, lambda encoded: scheduler.post(0, encoded)))
@@ -135,8 +137,30 @@ def physical_cores() -> int:
     return max(1, min(psutil.cpu_count(logical=False) or usable, usable))
 
 
+def end_on_fault() -> None:
+    """The traceback to stderr and the process to its end: a parent sees a death, while a thread that is missing hangs it."""
+    traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _end_on_thread_fault(fault: threading.ExceptHookArgs) -> None:
+    traceback.print_exception(fault.exc_type, fault.exc_value, fault.exc_traceback)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def main() -> None:
-    """Take the pipe's ends, load, serve."""
+    """Take the pipe's ends, load, serve; an exception that nobody expected ends the process."""
+    threading.excepthook = _end_on_thread_fault
+    try:
+        serve()
+    except Exception:
+        end_on_fault()
+
+
+def serve() -> None:
+    """Load as the first command says, then serve for ever."""
     # Whatever llama.cpp prints to stdout must not end up between frames.
     stream = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -156,7 +180,3 @@ def main() -> None:
     inbox.attach(scheduler)
     outbox.send(id, report)
     scheduler.run()
-
-
-if __name__ == "__main__":
-    main()

@@ -129,6 +129,27 @@ def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.out == "data\n" and said.err == "Warning: warning\n"
 
 
+def test_odd_bytes_in_a_path_are_spelled_out(capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path("/models/\udcff")
+    Output().text(str(path))
+    Output(json=True).result({"path": path})
+    text, line = capsys.readouterr().out.splitlines()
+    assert text == r"/models/\udcff" and json.loads(line) == {"path": str(path)}
+
+
+def test_only_a_plain_conversion_takes_the_registered_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def stop(*arguments: object, plain_bits: bool, **options: object) -> None:
+        seen.append(plain_bits)
+        raise EdgemedError("Expected a, found b.")
+
+    monkeypatch.setattr("edgemed.cli.convert.convert_source", stop)
+    for arguments in ([], ["--bits", "8"], ["--adapter", "x"], ["--template", "v1"], ["--quant", "Q8_0"], ["--vision-quant", "F16"]):
+        assert run(["convert", *arguments]) == 1
+    assert seen == [True, True, False, False, False, False]
+
+
 def test_a_model_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     Output().text("\x1b[31mred\x07 \x9b2J é\t\n")
     assert capsys.readouterr().out == "[31mred 2J é\t\n\n"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from checkpoints import make_checkpoint
 from PIL import Image
 
 from edgemed.cli import run
+from edgemed.cli.compose import engine_settings
 from edgemed.core.manifest import load_artifact
 
 
@@ -80,6 +83,15 @@ def test_convert_without_out_goes_to_edgemeds_own_folder(source: Path, say: Any)
     assert say("ask", "Q", "--model", "tiny-F16", "--max-tokens", 1)[0] == 0
 
 
+def test_convert_without_out_stays_in_its_folder_and_takes_no_others_place(source: Path, tmp_path: Path, say: Any) -> None:
+    code, result, _ = say("convert", source, "--bits", 16, "--name", "../../a b", "--no-verify")
+    assert code == 0 and result["artifact"].endswith("edgemed/artifacts/a-b-F16")
+    assert say("convert", source, "--bits", 16, "--name", "../../a b", "--no-verify")[0] == 0
+    other = shutil.copytree(source, tmp_path / "other")
+    code, _, err = say("convert", other, "--bits", 16, "--name", "a b", "--no-verify")
+    assert code == 1 and "--out" in err and str(source) in err
+
+
 def test_verify_twice_and_against_transformers(artifact: Path, source: Path, say: Any) -> None:
     code, first, _ = say("verify", artifact)
     assert code == 0 and first["parity"]["logits_distance"] is None
@@ -128,10 +140,22 @@ def test_ask_refuses_bad_images_and_long_questions(artifact: Path, tmp_path: Pat
         (["Q", "--image", text], "no image format"),
         (["Q", "--image", empty], "empty file"),
         (["word " * 5000], "context"),
+        (["word " * 100, "--context", 50], "allow more with --context, up to"),
+        ([os.fsdecode(b"\xff")], "Unicode"),
     ]
     for arguments, says in cases:
         code, result, err = say("ask", *arguments, "--model", artifact)
         assert code == 1 and result is None and says in err and "Traceback" not in err
+
+
+def test_the_context_has_room_for_the_images(artifact: Path) -> None:
+    loaded = load_artifact(artifact)
+    llm, vision = loaded.manifest.llm.model_copy(update={"context_length": 8192}), loaded.manifest.vision
+    large = replace(loaded, manifest=loaded.manifest.model_copy(update={"llm": llm}))
+    assert engine_settings(large).context_tokens == 2048
+    assert engine_settings(large, images=200).context_tokens == 200 * vision.image_tokens + 1024
+    assert engine_settings(large, images=200, context=100).context_tokens == 100
+    assert engine_settings(large, images=2000).context_tokens == 8192
 
 
 def test_bench_prints_the_card_and_the_trace(artifact: Path, say: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from checkpoints import IMAGE_PX, make_checkpoint
 from PIL import Image
 
 from edgemed.cli import run
+from edgemed.core.files import sha256_file
 
 REGISTRY = """
 schema_version = 1
@@ -32,9 +33,11 @@ std = [0.5, 0.5, 0.5]
 [model.sources.model]
 kind = "bundled"
 path = "{folder}/llm.gguf"
+sha256 = "{llm_hash}"
 [model.sources.mmproj]
 kind = "bundled"
 path = "{folder}/mmproj.gguf"
+sha256 = "{mmproj_hash}"
 [[model.artifacts]]
 name = "edgemed-demo-4bit"
 bits = 4
@@ -44,7 +47,8 @@ bits = 4
 @pytest.fixture(autouse=True)
 def embedded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_checkpoint(tmp_path / "source", "gguf", "smollm", "siglip")
-    (tmp_path / "models.toml").write_text(REGISTRY.format(size_px=IMAGE_PX, folder=(tmp_path / "source").as_posix()))
+    hashes = {f"{name}_hash": sha256_file(tmp_path / "source" / f"{name}.gguf") for name in ("llm", "mmproj")}
+    (tmp_path / "models.toml").write_text(REGISTRY.format(**hashes, size_px=IMAGE_PX, folder=(tmp_path / "source").as_posix()))
     Image.new("RGB", (30, 20), (120, 120, 120)).save(tmp_path / "radiograph.jpg")
     monkeypatch.setattr("edgemed.core.registry.registry_path", lambda: tmp_path / "models.toml")
     monkeypatch.setattr("edgemed.cli.demo._DEMO", tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,14 @@ from checkpoints import (
     save_tower,
     save_weights,
 )
+from tokenizers_fixture import save_tokenizer
 
 from converters.checkpoint import Checkpoint, Tensors
-from converters.readers import open_checkpoint
+from converters.readers import llava, open_checkpoint
 from converters.tensors import RopeRows, read_all
+from edgemed.core.contract import Contract, save_contract
 from edgemed.core.conversation import TEMPLATES, to_jinja
+from edgemed.core.errors import CheckpointError
 
 
 def assert_same(tensors: Tensors, expected: dict[str, torch.Tensor], tolerance: float) -> None:
@@ -212,3 +216,55 @@ def test_tied_copy_is_dropped_and_image_processor_is_followed(tmp_path: Path) ->
     checkpoint = assert_reads(reference)
     assert "lm_head.weight" not in checkpoint.llm.tensors
     assert (checkpoint.image.mode, checkpoint.image.pad_colour, checkpoint.image.mean[0]) == ("stretch", (123, 116, 103), 0.485)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("declared", [["LlamaForCausalLM"], [], None])
+def test_llavas_layout_is_found_by_model_type(tmp_path: Path, family: str, declared: list[str] | None) -> None:
+    reference = make_checkpoint(tmp_path, "lora", family, "clip")
+    config = json.loads((tmp_path / "config.json").read_text()) | {"architectures": declared}
+    save_json(tmp_path / "config.json", config)
+    assert assert_reads(reference).reader == "llava+lora"
+    if family == "llama":
+        save_json(tmp_path / "config.json", config | {"model_type": "llava"})
+        assert assert_reads(reference).reader == "llava+lora"
+
+
+@pytest.mark.parametrize(("family", "bos"), [("qwen2", False), ("stablelm", False), ("llama", True)])
+def test_template_has_a_bos_where_the_tokenizer_adds_one(tmp_path: Path, family: str, bos: bool) -> None:
+    for reader in ("llava", "hf", "factory"):
+        reference = make_checkpoint(tmp_path / reader, reader, family, "clip")
+        assert open_checkpoint(reference.source, template="v1").template == TEMPLATES["v1"].model_copy(update={"bos": bos})
+
+
+def test_image_markers_of_the_configuration(tmp_path: Path) -> None:
+    reference = make_checkpoint(tmp_path, "llava", "llama", "clip")
+    save_json(tmp_path / "config.json", json.loads((tmp_path / "config.json").read_text()) | {"mm_use_im_start_end": True})
+    template = assert_reads(reference).template
+    assert (template.image_prefix, template.image_suffix) == ("<im_start>", "<im_end>")
+    assert {"</s>", "<im_start>", "<im_end>"} <= set(template.control)
+
+
+def test_a_published_tower_that_counts_without_its_last_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = make_checkpoint(tmp_path, "llava", "llama", "siglip")
+    path = tmp_path / "vision_tower" / "config.json"
+    save_json(path, json.loads(path.read_text()) | {"num_hidden_layers": 2})
+    monkeypatch.setitem(llava._TOWERS, ("siglip", 32, 16, 8), (2, 3, 32))
+    assert assert_reads(reference).tower.layers == 2
+
+
+def test_what_edgemed_trained_is_tokenised_as_it_was_trained(tmp_path: Path) -> None:
+    reference = make_checkpoint(tmp_path, "hf", "llama", "siglip")
+    save_tokenizer(tmp_path, "llama", normalizer="first")
+    checkpoint = open_checkpoint(reference.source)
+    assert checkpoint.tokenizer.space_prefix == "first"
+    save_contract(tmp_path, Contract(image=checkpoint.image, template=TEMPLATES["v1"]))
+    assert open_checkpoint(reference.source).tokenizer.space_prefix == "chunk"
+
+
+def test_the_last_step_is_named_by_number(tmp_path: Path) -> None:
+    for step in (900, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    with pytest.raises(CheckpointError) as caught:
+        llava.load_llava(tmp_path)
+    assert "checkpoint-1000" in caught.value.hint

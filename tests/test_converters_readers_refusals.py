@@ -25,6 +25,11 @@ def edit(folder: Path, **changes: Any) -> None:
     save_json(path, {k: v for k, v in (json.loads(path.read_text()) | changes).items() if v is not None})
 
 
+def edit_text(folder: Path, **changes: Any) -> None:
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit(folder, text_config={k: v for k, v in text.items() if not k.startswith("rope_")} | changes)
+
+
 def drop_shard(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
 
@@ -83,6 +88,9 @@ CASES: list[tuple[str, Callable[[Path], object], type[EdgemedError], str]] = [
     ("feature layer too deep", lambda f: edit(f, vision_feature_layer=9), CheckpointError, "feature layer 9"),
     ("projector activation", lambda f: edit(f, projector_hidden_act="relu"), UnsupportedError, "relu"),
     ("no tokenizer", lambda f: (f / "tokenizer.json").unlink(), CheckpointError, "tokenizer"),
+    ("rope scaling in a word", lambda f: edit_text(f, rope_scaling="linear"), CheckpointError, "rope scaling"),
+    ("rope factor in words", lambda f: edit_text(f, rope_parameters={"rope_theta": "1e4"}), CheckpointError, "rope_theta"),
+    ("epsilon in words", lambda f: edit_text(f, rms_norm_eps="small"), CheckpointError, "rms_norm_eps"),
     ("unknown language model", lambda f: edit(f, text_config={"model_type": "gpt_neox"}), UnsupportedError, "gpt_neox"),
 ]  # fmt: skip
 
@@ -139,6 +147,21 @@ def test_delta_over_another_base(tmp_path: Path) -> None:
     save_weights(tmp_path / "base", other.llm)
     with pytest.raises(CheckpointError, match="of the base"):
         open_checkpoint(reference.source, base=tmp_path / "base")
+
+
+def test_delta_whose_base_has_other_ranks(tmp_path: Path) -> None:
+    reference = make_checkpoint(tmp_path, "delta", "llama", "clip")
+    base = make_parts("llama", "clip", 480).llm
+    save_weights(tmp_path / "base", base | {"lm_head.weight": torch.zeros(4)})
+    with pytest.raises(CheckpointError, match="of the base"):
+        open_checkpoint(reference.source, **reference.options)
+
+
+def test_delta_without_its_base(tmp_path: Path) -> None:
+    reference = make_checkpoint(tmp_path, "delta", "llama", "clip")
+    with pytest.raises(CheckpointError, match="looks like a delta") as caught:
+        open_checkpoint(reference.source)
+    assert "--base" in caught.value.hint
 
 
 def as_pickle(folder: Path, **save: Any) -> None:

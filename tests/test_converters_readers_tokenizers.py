@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from checkpoints import make_checkpoint
 from gguf import TokenType
 from tokenizers_fixture import save_tokenizer
 
 from converters.readers.gguf_file import open_gguf
 from converters.tokenizers import load_tokenizer, tokenizer_from_gguf, tokenizer_metadata
+from edgemed.cli import run
 from edgemed.core.conversation import TEMPLATES
 from edgemed.core.errors import CheckpointError, UnsupportedError
+from edgemed.core.manifest import load_artifact
 
 ARCH = {"llama": "llama", "mistral": "llama", "smollm": "llama", "qwen2": "qwen2", "phi": "phi2", "stablelm": "stablelm"}
 PRE = {"llama": "default", "mistral": "default", "smollm": "smollm", "qwen2": "qwen2", "phi": "phi-2", "stablelm": "stablelm2"}
@@ -41,7 +46,7 @@ def test_laid_out_by_id_and_filled_up(tmp_path: Path, family: str) -> None:
 
 @pytest.mark.parametrize(
     ("normalizer", "apart", "space"),
-    [("legacy", False, "each"), ("first", False, "first"), ("first", True, "each"), ("never", True, "none")],
+    [("legacy", False, "each"), ("first", False, "first"), ("first", True, "chunk"), ("never", True, "none")],
 )
 def test_leading_blank(tmp_path: Path, normalizer: str, apart: bool, space: str) -> None:
     count = save_tokenizer(tmp_path, "llama", normalizer=normalizer)
@@ -72,8 +77,6 @@ def _message(number: int, body: bytes) -> bytes:
 
 
 def _piece(token: str, score: float, kind: int) -> bytes:
-    import struct
-
     text = token.encode()
     return _message(1, bytes([10, len(text)]) + text + b"\x15" + struct.pack("<f", score) + bytes([24, kind]))
 
@@ -115,12 +118,45 @@ def test_more_tokens_than_rows_and_other_models(tmp_path: Path) -> None:
         load_tokenizer(tmp_path, count, "llama", apart=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("tokenizer.model", _message(1, b"\x0a\x01a\x12\x02ab")),  # a score of two bytes
+        ("tokenizer.model", b"\x0a\xff\xff"),
+        ("added_tokens.json", b'{"<a>": "b"}'),
+        ("added_tokens.json", b'{"<a>": -1}'),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": 1}}'),
+        ("vocab.json", b"{}"),
+        ("vocab.json", b'{"a": [1]}'),
+        ("merges.txt", b"\xff\xfe\xfa"),
+    ],
+)
+def test_damaged_files(tmp_path: Path, name: str, data: bytes) -> None:
+    count = save_tokenizer(tmp_path, "phi")
+    model = json.loads((tmp_path / "tokenizer.json").read_text())["model"]
+    (tmp_path / "tokenizer.json").unlink()
+    if name != "tokenizer.model":
+        (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+        (tmp_path / "merges.txt").write_text("a b")
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CheckpointError) as caught:
+        load_tokenizer(tmp_path, count, "phi2", apart=True)
+    assert caught.value.hint
+
+
+def test_bos_is_the_templates(tmp_path: Path) -> None:
+    for family, template, expected in (("llama", "v1", True), ("llama", "chatml", False), ("qwen2", "v1", False)):
+        count = save_tokenizer(tmp_path / family, family)
+        spec = load_tokenizer(tmp_path / family, count, ARCH[family], apart=True)
+        assert tokenizer_metadata(spec, TEMPLATES[template])["tokenizer.ggml.add_bos_token"].value is expected
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "smollm"])
 def test_through_a_gguf_and_back(tmp_path: Path, family: str) -> None:
     import gguf
 
     count = save_tokenizer(tmp_path, family)
-    spec = load_tokenizer(tmp_path, count + 2, ARCH[family], apart=True)
+    spec = replace(load_tokenizer(tmp_path, count + 2, ARCH[family], apart=True), add_bos=False)  # as the template has it
     writer = gguf.GGUFWriter(tmp_path / "t.gguf", ARCH[family])
     for key, value in tokenizer_metadata(spec, TEMPLATES["chatml"]).items():
         writer.add_key_value(key, value.value, value.type, value.item)
@@ -129,3 +165,15 @@ def test_through_a_gguf_and_back(tmp_path: Path, family: str) -> None:
     writer.write_tensors_to_file()
     writer.close()
     assert tokenizer_from_gguf(open_gguf(tmp_path / "t.gguf").fields, count + 2, tmp_path) == spec
+
+
+def test_a_splitting_rule_can_be_named_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = make_checkpoint(tmp_path / "source", "hf", "qwen2", "siglip").source
+    split = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    steps = [split, {"type": "ByteLevel", "use_regex": False}]
+    change(source / "tokenizer.json", pre_tokenizer={"type": "Sequence", "pretokenizers": steps})
+    arguments = ["convert", str(source), "--bits", "16", "--out", str(tmp_path / "model"), "--no-verify"]
+    assert run(arguments) == 1
+    assert "--pre" in capsys.readouterr().err
+    assert run([*arguments, "--pre", "qwen2"]) == 0
+    assert open_gguf(load_artifact(tmp_path / "model").llm_path).fields["tokenizer.ggml.pre"] == "qwen2"

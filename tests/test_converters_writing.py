@@ -162,15 +162,16 @@ def test_same_bytes_as_llama_cpp(tmp_path, quant, ftype, tied, layers):
 
 
 def test_narrow_rows_stay_at_four_bits():
-    """SmolLM2's rows of 576: IQ4_NL instead of Q5_0, Q8_0 where the mixture asks for Q6_K, K-quants where rows allow them."""
+    """SmolLM2's rows of 576: IQ4_NL instead of Q5_0, more bits where it hurts most, K-quants where rows allow them."""
     shapes = {"token_embd.weight": (49152, 576), "output_norm.weight": (576,)}
     for i in range(30):
         shapes |= {f"blk.{i}.attn_{p}.weight": (n, 576) for p, n in (("q", 576), ("k", 192), ("v", 192), ("output", 576))}
         shapes |= {f"blk.{i}.ffn_{p}.weight": (1536, 576) for p in ("gate", "up")}
         shapes |= {f"blk.{i}.ffn_down.weight": (576, 1536), f"blk.{i}.attn_norm.weight": (576,)}
     types = Recipe.of(bits=4).llm_types(shapes.items())
-    assert types["blk.5.attn_q.weight"] == types["blk.4.attn_v.weight"] == Type.IQ4_NL
-    assert types["blk.0.attn_v.weight"] == types["token_embd.weight"] == Type.Q8_0
+    assert types["blk.5.attn_q.weight"] == types["blk.3.ffn_up.weight"] == types["blk.0.ffn_gate.weight"] == Type.IQ4_NL
+    assert types["blk.0.attn_v.weight"] == types["blk.29.attn_v.weight"] == types["blk.2.ffn_up.weight"] == Type.Q8_0
+    assert types["token_embd.weight"] == Type.Q5_0
     assert (types["blk.0.ffn_down.weight"], types["blk.4.ffn_down.weight"]) == (Type.Q6_K, Type.Q4_K)
     assert types["blk.0.attn_norm.weight"] == Type.F32
 

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from edgemed.core.conversation import TEMPLATES, ImageSlot, Segment, Text, Turn, clean_answer, clean_text, find_template, render, to_jinja
+from edgemed.core.conversation import (
+    TEMPLATES,
+    ImageSlot,
+    Segment,
+    Text,
+    Turn,
+    clean_answer,
+    clean_text,
+    find_template,
+    render,
+    split_chunks,
+    to_jinja,
+)
 from edgemed.core.errors import InputError
 
 USER = (
@@ -30,6 +42,7 @@ PUBLISHED = {
 }
 ROUNDS = {
     "v1": f"{USER} USER: <image>\nQ ASSISTANT: A</s>USER: Q2 ASSISTANT:",
+    "hf_llava": "USER: <image>\nQ ASSISTANT: A USER: Q2 ASSISTANT:",
     "phi": f"{USER} USER: <image>\nQ ASSISTANT: A<|endoftext|>USER: Q2 ASSISTANT:",
     "mistral_instruct": "[INST] <image>\nQ [/INST] A </s>[INST] Q2 [/INST]",
     "llava_v0": f"{HUMAN}###Human: <image>\nQ###Assistant: A###Human: Q2###Assistant:",
@@ -56,9 +69,24 @@ def test_a_second_round_is_the_published_prompt(name: str) -> None:
     assert flat(render(TEMPLATES[name], [Turn("user", "Q", images=1), Turn("assistant", "A"), Turn("user", "Q2")])) == ROUNDS[name]
 
 
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_no_control_string_is_left_however_it_is_nested(name: str) -> None:
+    template = TEMPLATES[name]
+    for control in (*template.control, "<image>"):
+        for text in (control * 3, control[0] + control, control + control[-1], control[:1] + control + control[1:], control[:-1] * 4):
+            assert not any(c in clean_text(template, text) for c in (*template.control, "<image>"))
+
+
 def test_text_is_split_at_the_image_only() -> None:
     segments = render(TEMPLATES["v1"], [Turn("user", "Q", images=1)])
     assert segments == [Text(f"{USER} USER: "), ImageSlot(0), Text("\nQ ASSISTANT:")]
+
+
+def test_a_chunk_is_what_lies_between_images() -> None:
+    a, b, c = Text("a"), Text("b", answer=True), Text("c")
+    assert split_chunks([a, b, ImageSlot(0), c, b]) == [(a, b), ImageSlot(0), (c, b)]
+    assert split_chunks([ImageSlot(0), 5, a]) == [ImageSlot(0), 5, (a,)]
+    assert split_chunks([]) == []
 
 
 def test_images_are_numbered_over_all_turns() -> None:

@@ -161,6 +161,12 @@ def test_a_bomb_is_refused_by_its_header(width: int, height: int) -> None:
         load_image(header_only_png(width, height), "bomb.png")
 
 
+@pytest.mark.parametrize(("width", "height"), [(65_536, 1), (1, 65_536)])
+def test_a_side_too_long_is_refused_by_its_header(width: int, height: int) -> None:
+    with pytest.raises(ImageError, match="at most 65535 pixels a side in long.png"):
+        load_image(header_only_png(width, height), "long.png")
+
+
 def test_bad_images_are_refused(tmp_path: Path) -> None:
     cases = {
         "empty.png": (b"", "empty file"),
@@ -176,3 +182,14 @@ def test_bad_images_are_refused(tmp_path: Path) -> None:
     for missing in (tmp_path / "none.png", tmp_path):
         with pytest.raises(ImageError, match="no such file"):
             load_image(missing)
+
+
+@pytest.mark.parametrize("error", [struct.error, IndexError, KeyError, TypeError, OverflowError, SyntaxError])
+def test_whatever_a_decoder_raises_is_a_damaged_image(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def decode(*_: object) -> None:
+        raise error("inside a decoder")
+
+    data = png(noise(4, 4))
+    monkeypatch.setattr(images.Image, "open", decode)
+    with pytest.raises(ImageError, match="damaged"):
+        load_image(data)

@@ -61,6 +61,7 @@ def test_llava_conversations(tmp_path: Path, key: str, text: str) -> None:
         ([{"from": "human", "value": "What?"}, {"from": "gpt", "value": "x"}], "Expected 1 <image>"),
         ([{"from": "gpt", "value": "<image>"}, {"from": "human", "value": "x"}], "Expected a message from 'human'"),
         ([{"from": "human", "value": "<image>"}], "Expected pairs"),
+        (["human", "gpt"], "Expected a message from 'human'"),
     ],
 )
 def test_llava_refuses_broken_rows(tmp_path: Path, rounds: list[dict[str, str]], message: str) -> None:

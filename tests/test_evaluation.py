@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgemed.core.contract import count_image_tokens
 from edgemed.evaluation.metrics import closed_match, open_recall, score
 
 
@@ -43,3 +44,16 @@ def test_scores_are_means_per_type() -> None:
     assert (result.closed, result.closed_n, result.open, result.open_n) == (50.0, 2, 100.0, 1)
     empty = score([])
     assert empty.closed is None and empty.open is None
+
+
+@pytest.mark.parametrize(
+    ("tower", "strategy", "tokens"),
+    [
+        ("clip_vision_model", "default", 256),
+        ("clip_vision_model", "full", 257),
+        ("siglip_vision_model", "full", 256),
+        ("siglip_vision_model", "default", 255),
+    ],
+)
+def test_an_images_tokens_are_counted_as_transformers_makes_them(tower: str, strategy: str, tokens: int) -> None:
+    assert count_image_tokens(224, 14, tower, strategy) == tokens

@@ -14,12 +14,15 @@ torch = pytest.importorskip("torch", reason="fine-tuning needs the train extra")
 
 from edgemed.core.contract import load_contract  # noqa: E402
 from edgemed.core.conversation import TEMPLATES, Turn  # noqa: E402
-from edgemed.core.errors import DatasetError, RecipeError  # noqa: E402
+from edgemed.core.errors import CheckpointError, DatasetError, RecipeError  # noqa: E402
+from edgemed.core.images import ImagePreparation  # noqa: E402
 from edgemed.data import Sample  # noqa: E402
 from edgemed.finetune import run_stage  # noqa: E402
-from edgemed.finetune.examples import IGNORE, check_labels, encode, join_rounds  # noqa: E402
-from edgemed.finetune.model import part_of  # noqa: E402
-from tests.checkpoints import make_checkpoint  # noqa: E402
+from edgemed.finetune.examples import IGNORE, Examples, check_labels, encode, join_rounds  # noqa: E402
+from edgemed.finetune.model import join, part_of  # noqa: E402
+from edgemed.finetune.recipe import JoinRecipe  # noqa: E402
+from tests.checkpoints import make_checkpoint, make_parts, save_json, save_tower, save_weights  # noqa: E402
+from tests.tokenizers_fixture import save_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 STEPS = 3
@@ -167,3 +170,26 @@ def test_rounds_join_questions_of_one_image() -> None:
     asked = sorted((str(s.image), t.text) for s in joined for t in s.turns if t.role == "user")
     assert asked == sorted((str(s.image), s.question) for s in samples)
     assert join_rounds(samples, 1, seed=0) == samples
+
+
+@pytest.mark.parametrize(("capitalise", "answer"), [(False, "yes"), (True, "Yes")])
+def test_answers_are_capitalised_where_the_recipe_says_so(checkpoint: Path, data: Path, capitalise: bool, answer: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    image = ImagePreparation(size_px=32, mode="pad", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    sample = Sample.single("a", data / "0.png", "Is it normal?", "yes", "closed")
+    examples = Examples([sample], tokenizer, TEMPLATES["chatml"], image, 3, 5, 500, capitalise)
+    assert tokenizer.decode([i for i in examples[0]["labels"] if i != IGNORE]) == f"{answer}<|im_end|>\n"
+
+
+def test_a_head_with_a_bias_cannot_be_joined(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    parts = make_parts("phi", "siglip", save_tokenizer(tmp_path / "llm", "phi"))
+    save_weights(tmp_path / "llm", parts.llm)
+    save_json(tmp_path / "llm" / "config.json", parts.text_config.to_dict())
+    save_tower(tmp_path / "tower", parts)
+    recipe = JoinRecipe(llm=tmp_path / "llm", tower=tmp_path / "tower", image_token="<|endoftext|>")
+    with pytest.raises(CheckpointError, match="head has no bias"):
+        join(recipe, AutoTokenizer.from_pretrained(tmp_path / "llm"))

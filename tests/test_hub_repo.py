@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hub_server import COMMIT, HubServer
@@ -13,8 +14,9 @@ from hub_server import COMMIT, HubServer
 import edgemed.hub.repo as repo_module
 from edgemed.core.errors import HubError, ResourceError
 from edgemed.core.registry import HubSource, is_pulled
+from edgemed.hub import pull as hub_pull
 from edgemed.hub import verify_pulled
-from edgemed.hub.repo import pull_repo, read_record, wanted_files
+from edgemed.hub.repo import is_whole, pull_repo, read_record, wanted_files
 
 WEIGHTS = random.Random(0).randbytes(300_000)
 FILES = {
@@ -91,6 +93,27 @@ def test_an_interrupted_pull_goes_on_in_the_next_run(hub: HubServer) -> None:
     ranges = [r for _, path, r in hub.requests if path.startswith("/cdn") and path.endswith("model.safetensors")]
     assert ranges == ["bytes=200000-", "bytes=250000-"]
     assert names_in(folder) == WANTED | {"source.json"}
+
+
+def test_a_file_that_went_missing_or_short_is_pulled_again(hub: HubServer) -> None:
+    folder = pull()
+    entry = SimpleNamespace(not_convertible="", sources=SimpleNamespace(parts=lambda: {"model": source()}))
+    for damage in (lambda p: p.unlink(), lambda p: p.write_bytes(b"short")):
+        damage(folder / "model.safetensors")
+        assert is_pulled(source()) and not is_whole(source())
+        hub_pull(entry, lambda what, done, total: None)  # type: ignore[arg-type]
+        assert (folder / "model.safetensors").read_bytes() == WEIGHTS and is_whole(source())
+    hub.requests.clear()
+    hub_pull(entry, lambda what, done, total: None)  # type: ignore[arg-type]
+    assert hub.requests == []
+
+
+def test_what_is_there_of_a_part_needs_no_space(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = source().local_path
+    folder.mkdir(parents=True)
+    (folder / f".model.safetensors.{COMMIT[:12]}.part").write_bytes(WEIGHTS[:290_000])
+    monkeypatch.setattr(repo_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=20_000))
+    assert (pull() / "model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_a_token_stays_with_the_hub(hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,11 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         archive.writestr("tiny_model-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    # pip must not run what lies in the folder that a person happens to be in.
+    (tmp_path / "cwd").mkdir()
+    for name in ("pip", "queue"):
+        (tmp_path / "cwd" / f"{name}.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path / "cwd")
     return path
 
 

@@ -264,7 +264,7 @@ def kill_while_answering(arguments: list[str]) -> tuple[int, str]:
     workers: list[psutil.Process] = []
     while not workers and process.poll() is None:
         with suppress(psutil.Error):  # a child that is just starting
-            workers = [c for c in psutil.Process(process.pid).children() if "runtimes.worker" in c.cmdline()]
+            workers = [c for c in psutil.Process(process.pid).children() if "runtimes.worker" in " ".join(c.cmdline())]
     process.stdout.read(1)
     with suppress(psutil.NoSuchProcess):
         workers[0].send_signal(signal.SIGKILL)

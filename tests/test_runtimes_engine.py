@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import psutil
@@ -21,6 +24,7 @@ from edgemed.core.manifest import Artifact, load_artifact
 from runtimes.engine import Engine, prepare_request
 from runtimes.messages import EngineSettings, Event, Failed, Finished, PreparedImage, Request, Sampling, Token
 from runtimes.prompt import IMAGE_TOKEN
+from runtimes.wire import Tokenize
 
 SETTINGS = EngineSettings(context_tokens=512, slots=2, threads=1)
 
@@ -194,7 +198,8 @@ def test_blanks_of_sentencepiece(home: Path) -> None:
     b, z = 3 + ord("b"), 3 + ord("z")
     segments = [Text("a"), ImageSlot(0), Text("b a"), Text("</s>z", answer=True)]
     for rule, expected in (
-        ("each", [1, piece_a, IMAGE_TOKEN, blank, b, piece_a, blank, 2, z]),
+        ("each", [1, piece_a, IMAGE_TOKEN, blank, b, piece_a, 2, blank, z]),
+        ("chunk", [1, piece_a, IMAGE_TOKEN, blank, b, piece_a, 2, z]),
         ("first", [1, piece_a, IMAGE_TOKEN, b, piece_a, 2, z]),
     ):
         artifact = make_artifact(home / f"spm-{rule}", template=TEMPLATES["v1"], space_prefix=rule)
@@ -253,6 +258,16 @@ def test_closing_a_stream_frees_its_slot(engine: Engine) -> None:
     assert engine.stats().busy == 0
 
 
+def test_losing_a_stream_frees_its_slot(engine: Engine) -> None:
+    stream = engine.submit(question("Talk", max_tokens=400))
+    next(stream)
+    with engine._process._lock, engine._process._write_lock:  # a finaliser runs anywhere, also inside these
+        del stream
+        gc.collect()
+    engine.ask("Next", max_tokens=1)
+    assert engine.stats().busy == 0
+
+
 def test_waiting_request_can_be_cancelled(engine: Engine) -> None:
     busy = [engine.submit(question(f"Long {i}", max_tokens=300)) for i in range(2)]
     waiting = engine.submit(question("Waiting", max_tokens=5))
@@ -290,6 +305,57 @@ def test_requests_that_make_no_sense(engine: Engine, artifact: Artifact) -> None
     with pytest.raises(InputError, match="slots"):
         Engine.open(artifact, EngineSettings(slots=1000))
     assert engine.ask("Still there?", max_tokens=1).usage.new_tokens == 1
+
+
+@pytest.mark.parametrize("text", ["\ud800", os.fsdecode(b"\xff")])
+def test_text_that_is_no_unicode_is_refused(engine: Engine, text: str) -> None:
+    pid = engine.pid
+    for call in (
+        lambda: engine.submit(question(text)),
+        lambda: engine.submit(question("Q", stop=(text,))),
+        lambda: engine.evaluate([Text(text)]),
+        lambda: engine.tokenize([Text(text)]),
+    ):
+        with pytest.raises(InputError, match="Unicode"):
+            call()
+    assert engine.ask("Still there?", max_tokens=1).usage.new_tokens == 1 and engine.pid == pid
+
+
+def test_minus_one_is_a_seed_like_any_other(engine: Engine) -> None:
+    texts = {engine.ask("Draw", max_tokens=20, sampling=Sampling(temperature=2.0, seed=-1)).text for _ in range(2)}
+    assert len(texts) == 1
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A command of a module that the worker cannot import."""
+
+
+@pytest.mark.parametrize("command", [Unknown(), Tokenize(None)])  # in the thread that reads, and in the one that computes
+def test_what_nobody_expected_in_the_worker_is_a_death(artifact: Artifact, command: Any) -> None:
+    with Engine.open(artifact, SETTINGS) as engine:
+        with pytest.raises(EngineDiedError, match="ended with code 1.*Error"):
+            engine._process.call(command)
+        assert engine.ask("Hello", max_tokens=2).usage.new_tokens == 2
+
+
+def test_a_reply_that_cannot_be_read_is_a_death(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(stream: BinaryIO) -> None:
+        stream.read(1)
+        raise ValueError("no pickle")
+
+    monkeypatch.setattr("runtimes.process.read_frame", unreadable)
+    with pytest.raises(EngineDiedError, match="cannot be read .*no pickle"):
+        Engine.open(artifact, SETTINGS)
+
+
+def test_the_current_folders_code_is_not_run(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("psutil", "llama_cpp", "queue"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)
+    with Engine.open(artifact, SETTINGS) as engine:
+        assert engine.ask("Hello", max_tokens=2).usage.new_tokens == 2
 
 
 def test_killed_worker_is_told_and_started_anew(artifact: Artifact) -> None:

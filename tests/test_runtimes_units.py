@@ -55,11 +55,13 @@ def test_log_probability() -> None:
     assert np.exp([log_probability(logits, i) for i in range(3)]).sum() == pytest.approx(1, abs=1e-6)
 
 
-@pytest.mark.parametrize(("rule", "expected"), [("none", ["a", "b"]), ("first", [" a", "b"]), ("each", [" a", " b"])])
+@pytest.mark.parametrize(("rule", "expected"), [("none", ["a", "bc"]), ("first", [" a", "bc"]), ("chunk", [" a", " bc"])])
 def test_blanks_go_where_the_manifest_says(tmp_path: Path, rule: str, expected: list[str]) -> None:
     manifest = make_artifact(tmp_path, template=TEMPLATES["v1"]).manifest.model_copy(update={"space_prefix": rule})
     seen: list[str] = []
-    items = tokenize_segments([Text("a"), ImageSlot(0), Text("b")], manifest, lambda text: seen.append(text) or [7], bos=1)  # type: ignore[func-returns-value]
+    items = tokenize_segments(
+        [Text("a"), ImageSlot(0), Text("b"), Text("c", answer=True)], manifest, lambda text: seen.append(text) or [7], bos=1
+    )  # type: ignore[func-returns-value]
     assert seen == expected
     assert items == [1, 7, ImageSlot(0), 7]
 

@@ -35,6 +35,17 @@ LAYOUTS: dict[str, Layout] = {
     "TinyLlavaForConditionalGeneration": FACTORY,
     **{name: LLAVA for name in ARCHITECTURES},
 }
+# What a folder's model_type says where `architectures` is missing or still names the bare language model (LoRA folders do so).
+_BY_TYPE: dict[str, str] = {
+    "tinyllava": "TinyLlavaForConditionalGeneration",
+    "llava": "LlavaLlamaForCausalLM",
+    "llava_llama": "LlavaLlamaForCausalLM",
+    "llava_mistral": "LlavaMistralForCausalLM",
+    "tiny_llava": "TinyLlavaLlamaForCausalLM",
+    "tiny_llava_phi": "TinyLlavaPhiForCausalLM",
+    "tiny_llava_stablelm": "TinyLlavaStablelmForCausalLM",
+    "tiny_llava_qwen": "TinyLlavaQwen2ForCausalLM",
+}
 _MOE_REASON = "llama.cpp has no architecture with Med-MoE's always-on expert and unnormalised top-1 router."
 REFUSED: dict[str, str] = {
     "MoELLaVAPhiForCausalLM": _MOE_REASON,
@@ -91,9 +102,10 @@ def _read_folder(source: Path, options: Options) -> Checkpoint:
     if adapter is not None and peft:
         own = optional_json(adapter / "config.json")
         # LLaVA saves its configuration beside the adapter; the base may be a bare language model.
-        folder = adapter if own.get("architectures") else root
+        folder = adapter if own.get("architectures") or own.get("model_type") else root
     config = read_json(folder / "config.json")
-    layout = find_layout(config, folder)
+    found = find_architecture(config, folder)
+    config, layout = {**config, "architectures": [found]}, LAYOUTS[found]
     if options.vision_tower is not None and layout is not LLAVA:
         raise InputError(f"Expected no --vision-tower for {folder}, whose tower is inside, found {options.vision_tower}.", "Leave it out.")
     groups, files = layout.load(root)
@@ -143,15 +155,15 @@ def _with_adapter(checkpoint: Checkpoint, options: Options) -> Checkpoint:
     )
 
 
-def find_layout(config: dict[str, Any], folder: Path) -> Layout:
-    """The layout that config.json declares. Raises UnsupportedError with the reason where it is known."""
+def find_architecture(config: dict[str, Any], folder: Path) -> str:
+    """The key of LAYOUTS that config.json declares. Raises UnsupportedError with the reason where it is known."""
     declared = config.get("architectures")
     found = str(declared[0]) if isinstance(declared, list) and declared else None
     where = folder / "config.json"
-    if found is None and config.get("model_type") in ("llava", "tinyllava"):  # saved without it; what is inside tells
-        found = {"llava": "LlavaForConditionalGeneration", "tinyllava": "TinyLlavaForConditionalGeneration"}[str(config["model_type"])]
-        if "text_config" not in config:
-            found = "LlavaLlamaForCausalLM"
+    if found is None or (found not in LAYOUTS and found not in REFUSED and "text_config" not in config):
+        found = _BY_TYPE.get(str(config.get("model_type")), found)
+        if found == "LlavaLlamaForCausalLM" and "text_config" in config:  # transformers and LLaVA share the type "llava"
+            found = "LlavaForConditionalGeneration"
     if found in REFUSED or has_experts(config):
         raise UnsupportedError(
             f"Expected a dense LLaVA model in {where}, found {found}, which does not convert.", REFUSED.get(str(found), _MOE_REASON)
@@ -160,4 +172,4 @@ def find_layout(config: dict[str, Any], folder: Path) -> Layout:
         raise UnsupportedError(
             f"Expected an architecture out of {', '.join(LAYOUTS)} in {where}, found {found}.", "Other models do not convert."
         )
-    return LAYOUTS[found]
+    return found

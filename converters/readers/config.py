@@ -8,6 +8,7 @@ Keys that a file leaves out have the defaults of the model type in transformers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,14 @@ def whole(config: Config, key: str, default: int | None, where: Path | str) -> i
     return value
 
 
+def positive(config: Config, *keys: str, default: float, where: Path | str) -> float:
+    """A positive number of a configuration, by the first of `keys` that is there. Raises CheckpointError."""
+    value = first(config, *keys, default=default)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise CheckpointError(f"Expected a positive number for '{keys[0]}' in {where}, found {value!r}.", "Check config.json.")
+    return float(value)
+
+
 def build_llm(config: Config, model_type: str, tensors: Tensors, where: Path | str) -> LlmSpec:
     """The language model that `config` describes. Raises CheckpointError, UnsupportedError."""
     if model_type not in LLM_TYPES:
@@ -84,7 +93,8 @@ def build_llm(config: Config, model_type: str, tensors: Tensors, where: Path | s
         raise CheckpointError(f"Expected hidden_size in {where} to be a multiple of {heads} heads, found {hidden}.", "Check config.json.")
     head_dim = whole(config, "head_dim", hidden // heads, where) if kind.arch == "llama" else hidden // heads
     rope = _rope(config, where)
-    factor = float(first(rope, "partial_rotary_factor", default=first(config, "partial_rotary_factor", "rope_pct", default=kind.rotary)))
+    rotary = {**config, **{key: value for key, value in rope.items() if value is not None}}
+    factor = positive(rotary, "partial_rotary_factor", "rope_pct", default=kind.rotary, where=where)
     spec = LlmSpec(
         arch=kind.arch,
         layers=whole(config, "num_hidden_layers", kind.layers, where),
@@ -95,8 +105,8 @@ def build_llm(config: Config, model_type: str, tensors: Tensors, where: Path | s
         head_dim=head_dim,
         vocab_size=whole(config, "vocab_size", kind.vocab, where),
         context_length=_context(config, kind, where),
-        norm_eps=float(first(config, "rms_norm_eps", "layer_norm_eps", "norm_eps", default=kind.eps)),
-        rope_theta=float(first(rope, "rope_theta", default=first(config, "rope_theta", default=10000.0))),
+        norm_eps=positive(config, "rms_norm_eps", "layer_norm_eps", "norm_eps", default=kind.eps, where=where),
+        rope_theta=positive(rotary, "rope_theta", default=10000.0, where=where),
         rope_dims=int(head_dim * factor) if kind.rotary < 1 else head_dim,
         tensors=drop_tied_head(config, tensors, where),
         rope_linear_factor=float(rope["factor"]) if first(rope, "rope_type", "type") == "linear" else None,
@@ -124,14 +134,17 @@ def _context(config: Config, kind: _LlmType, where: Path | str) -> int:
 
 
 def _rope(config: Config, where: Path | str) -> dict[str, Any]:
-    rope = dict(first(config, "rope_parameters", "rope_scaling", default={}))
+    found = first(config, "rope_parameters", "rope_scaling", default={})
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"Expected an object for rope scaling in {where}, found {found!r}.", "Check config.json.")
+    rope = dict(found)
     kind = first(rope, "rope_type", "type", default="default")
     if kind not in ("default", "linear"):
         raise UnsupportedError(
             f"Expected default or linear rotary positions in {where}, found '{kind}'.", "Use a checkpoint without rope scaling."
         )
-    if kind == "linear" and not isinstance(rope.get("factor"), (int, float)):
-        raise CheckpointError(f"Expected a factor for linear rope scaling in {where}, found {rope.get('factor')!r}.", "Check config.json.")
+    if kind == "linear":
+        rope["factor"] = positive(rope, "factor", default=math.nan, where=where)
     return rope
 
 
@@ -183,7 +196,7 @@ def build_tower(config: Config, tensors: Tensors, where: Path | str, layer: Any,
     patch and default leave the first token out, whatever it is (SigLIP has no CLS: its first patch is lost, as in training);
     cls_patch and full keep all. Raises CheckpointError, UnsupportedError.
     """
-    model_type = first(config, "model_type", default="clip_vision_model")
+    model_type = str(first(config, "model_type", default="clip_vision_model"))
     if model_type not in TOWER_TYPES:
         raise UnsupportedError(f"Expected a CLIP or SigLIP tower in {where}, found '{model_type}'.", "Only these towers convert.")
     if feature not in get_args(Feature):
@@ -204,7 +217,7 @@ def build_tower(config: Config, tensors: Tensors, where: Path | str, layer: Any,
         heads=whole(config, "num_attention_heads", 12, where),
         image_size_px=whole(config, "image_size", 224, where),
         patch_size_px=whole(config, "patch_size", kind.patch, where),
-        norm_eps=float(first(config, "layer_norm_eps", default=kind.eps)),
+        norm_eps=positive(config, "layer_norm_eps", default=kind.eps, where=where),
         activation=activation,
         tensors=tensors,
         skip_first_token=kind.kind == "siglip" and drop_first,

@@ -26,7 +26,8 @@ def add_base(delta: Groups, base: Path) -> tuple[Groups, tuple[Path, ...]]:
             )
         out[name] = DeltaTensor(have[name], tensor)
         fits = tensor.shape == have[name].shape
-        grown = name in _GROWING and all(d >= b for d, b in zip(tensor.shape, have[name].shape, strict=True))
+        same_rank = len(tensor.shape) == len(have[name].shape)
+        grown = name in _GROWING and same_rank and all(d >= b for d, b in zip(tensor.shape, have[name].shape, strict=True))
         if not fits and not grown:
             raise CheckpointError(
                 f"Expected shape {list(tensor.shape)} for '{have[name].name}' of the base {base}, found {list(have[name].shape)}.",

@@ -45,7 +45,7 @@ def read_factory(source: Source, options: Options) -> Checkpoint:
     processor = image_processor(source.root / "vision_tower") or image_processor(folder)
     image, notes = build_preparation(tower, processor, config.get("image_aspect_ratio"), options.image_mode)
     tokenizer = load_tokenizer(source.tokenizer_folder, llm.vocab_size, llm.arch, apart=True, pre=options.pre)
-    template, more = choose_template(options.template, saved_jinja(folder), _template(tokenizer))
+    template, more = choose_template(options.template, saved_jinja(folder), _template(tokenizer), tokenizer)
     return Checkpoint(
         reader="factory",
         path=folder,

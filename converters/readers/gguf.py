@@ -211,7 +211,7 @@ def read_gguf(source: Path, options: Options) -> Checkpoint:
     means = {key: vision.fields.get(f"clip.vision.{key}") for key in ("image_mean", "image_std")}
     image, notes = build_preparation(tower, means, None, options.image_mode)
     default: Literal["chatml", "v1"] = "chatml" if "<|im_end|>" in tokenizer.tokens else "v1"
-    template, more = choose_template(options.template, file.fields.get(Keys.Tokenizer.CHAT_TEMPLATE), default)
+    template, more = choose_template(options.template, file.fields.get(Keys.Tokenizer.CHAT_TEMPLATE), default, tokenizer)
     if options.image is None and options.image_mode is None:
         more = (*more, f"A GGUF does not say how images were prepared for training; '{image.mode}' was taken, another can be named.")
     return Checkpoint(

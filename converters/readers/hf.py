@@ -43,9 +43,10 @@ def read_hf(source: Source, options: Options) -> Checkpoint:
     tower = build_tower(vision, groups.tower, folder, first(config, "vision_feature_layer", default=-2), strategy)
     projector = build_projector(groups.projector, str(first(config, "projector_hidden_act", default="gelu")), tower, llm, folder)
     image, notes = build_preparation(tower, image_processor(folder), None, options.image_mode)
-    tokenizer = load_tokenizer(source.tokenizer_folder, llm.vocab_size, llm.arch, apart=False, pre=options.pre)
-    template, more = choose_template(options.template, saved_jinja(folder), _template(model_type, tokenizer))
     contract = load_contract(folder)
+    # edgemed's own training tokenises the text around an image apart; transformers' processor does not
+    tokenizer = load_tokenizer(source.tokenizer_folder, llm.vocab_size, llm.arch, apart=contract is not None, pre=options.pre)
+    template, more = choose_template(options.template, saved_jinja(folder), _template(model_type, tokenizer), tokenizer)
     if contract is not None:  # how edgemed trained it; what the layout would suggest does not count then
         image = contract.image if options.image_mode is None else contract.image.model_copy(update={"mode": options.image_mode})
         template, notes, more = (template if options.template else contract.template), (), ()

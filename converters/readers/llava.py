@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from converters.checkpoint import Checkpoint, Tensors, TowerSpec
+import numpy as np
+
+from converters.checkpoint import Checkpoint, LlmSpec, Tensors, TowerSpec
 from converters.readers.assemble import Options, build_projector, list_files
 from converters.readers.config import build_llm, build_tower, count_layers, first
 from converters.readers.layout import Layout, Source, image_processor, saved_jinja
 from converters.readers.names import Groups, split_names
 from converters.readers.preparation import build_preparation, choose_template
 from converters.readers.store import Weights, find_weights, open_file, read_json
+from converters.tensors import read_all
 from converters.tokenizers import load_tokenizer
+from edgemed.core.conversation import ConversationTemplate
 from edgemed.core.errors import CheckpointError, UnsupportedError
 
 
@@ -41,6 +45,7 @@ ARCHITECTURES: dict[str, _Kind] = {
     "TinyLlavaQwen2ForCausalLM": _Kind("qwen2", "v1"),
 }
 _DELTA_TEMPLATE = "simple"
+_DELTA_NORM = 0.1
 # Published towers by what their tensors show: (kind, width, positions, patch) → heads, layers and image size, which they do not.
 _TOWERS: dict[tuple[str, int, int, int], tuple[int, int, int]] = {
     ("clip", 1024, 577, 14): (16, 24, 336),
@@ -56,7 +61,7 @@ _TOWERS: dict[tuple[str, int, int, int], tuple[int, int, int]] = {
 def load_llava(folder: Path) -> tuple[Groups, tuple[Path, ...]]:
     weights = find_weights(folder, "model", "pytorch_model")
     if weights is None:
-        steps = sorted(folder.glob("checkpoint-*"))
+        steps = sorted(folder.glob("checkpoint-*"), key=lambda step: (len(step.name), step.name))  # 900 before 1000
         hint = (
             f"The whole model is in a step's folder, such as {steps[-1]}: pass that one."
             if steps
@@ -79,13 +84,18 @@ def read_llava(source: Source, options: Options) -> Checkpoint:
     _refuse(config, folder)
     model_type = kind.model_type
     llm = build_llm(config, model_type, groups.llm, folder)
+    if not source.delta:
+        _refuse_delta(llm, folder)
     tower, tower_folder, tower_files, notes = _read_tower(source, options)
     projector = build_projector(groups.projector, "gelu", tower, llm, folder)
     processor = image_processor(tower_folder or folder) or image_processor(folder)
     aspect = config.get("image_aspect_ratio") if not source.delta else None
     image, more = build_preparation(tower, processor, aspect, options.image_mode)
     default = _DELTA_TEMPLATE if source.delta else kind.template
-    template, last = choose_template(options.template, saved_jinja(folder), default)
+    tokenizer = load_tokenizer(source.tokenizer_folder, llm.vocab_size, llm.arch, apart=True, pre=options.pre)
+    template, last = choose_template(options.template, saved_jinja(folder), default, tokenizer)
+    if config.get("mm_use_im_start_end") is True and not template.image_prefix:
+        template = _mark_images(template)
     return Checkpoint(
         reader="delta" if source.delta else "llava",
         path=folder,
@@ -93,12 +103,30 @@ def read_llava(source: Source, options: Options) -> Checkpoint:
         llm=llm,
         tower=tower,
         projector=projector,
-        tokenizer=load_tokenizer(source.tokenizer_folder, llm.vocab_size, llm.arch, apart=True, pre=options.pre),
+        tokenizer=tokenizer,
         image=options.image or image,
         template=template,
         files=list_files(folder, (*source.weights, *tower_files)),
         notes=(*notes, *more, *last),
     )
+
+
+def _mark_images(template: ConversationTemplate) -> ConversationTemplate:
+    marks = ("<im_start>", "<im_end>")
+    return template.model_copy(update={"image_prefix": marks[0], "image_suffix": marks[1], "control": (*template.control, *marks)})
+
+
+def _refuse_delta(llm: LlmSpec, folder: Path) -> None:
+    """A LLaMA's norms are near 1, their differences to another's near 0."""
+    norm = llm.tensors.get("model.norm.weight")
+    if llm.arch != "llama" or norm is None:
+        return
+    mean = float(np.abs(read_all(norm)).mean())
+    if mean < _DELTA_NORM:
+        raise CheckpointError(
+            f"Expected whole weights in {folder}, found what looks like a delta (the last norm's weights are {mean:.3f} on average).",
+            "Name its base with --base.",
+        )
 
 
 def _refuse(config: dict[str, Any], folder: Path) -> None:
@@ -137,7 +165,9 @@ def _read_tower(source: Source, options: Options) -> tuple[TowerSpec, Path | Non
     vision = config if config is not None else _guess_config(tensors, source.folder)
     if "embeddings.class_embedding" not in tensors:
         # SigLIP in these code bases: the last layer is deleted, the last hidden state is the feature, and no token is dropped.
-        layer, feature, more = -2, "full", ()
+        # A tower that was saved without that layer may count the rest alone, so a published one's depth goes first.
+        nominal = _TOWERS.get(_shape_key(tensors))
+        layer, feature, more = nominal[1] - 1 if nominal else -2, "full", ()
     return build_tower(vision, tensors, named or source.folder, layer, feature), named, files, (*notes, *more)
 
 
@@ -167,15 +197,22 @@ def _vision_config(folder: Path | None) -> dict[str, Any] | None:
     return {"model_type": config.get("model_type"), **nested} if isinstance(nested, dict) else config
 
 
-def _guess_config(tensors: Tensors, folder: Path) -> dict[str, Any]:
+def _shape_key(tensors: Tensors) -> tuple[str, int, int, int]:
+    """A tower's key of _TOWERS; zeros where the tensors that tell are missing."""
+    kind = "clip" if "embeddings.class_embedding" in tensors else "siglip"
     patch, positions = tensors.get("embeddings.patch_embedding.weight"), tensors.get("embeddings.position_embedding.weight")
-    mlp = tensors.get("encoder.layers.0.mlp.fc1.weight")
-    if patch is None or positions is None or mlp is None or len(patch.shape) != 4:
+    if patch is None or positions is None or len(patch.shape) != 4:
+        return kind, 0, 0, 0
+    return kind, patch.shape[0], positions.shape[0], patch.shape[-1]
+
+
+def _guess_config(tensors: Tensors, folder: Path) -> dict[str, Any]:
+    key, mlp = _shape_key(tensors), tensors.get("encoder.layers.0.mlp.fc1.weight")
+    if key[1] == 0 or mlp is None:
         raise CheckpointError(
             f"Expected a whole vision tower in {folder}, found {count_layers(tensors)} layers of one.", "Check the checkpoint."
         )
-    kind = "clip" if "embeddings.class_embedding" in tensors else "siglip"
-    key = (kind, patch.shape[0], positions.shape[0], patch.shape[-1])
+    kind = key[0]
     if key not in _TOWERS:
         raise CheckpointError(
             f"Expected a published tower in {folder}, found a {kind} one of width {key[1]} with {key[2]} positions"

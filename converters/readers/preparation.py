@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
-from converters.checkpoint import TowerSpec
+from converters.checkpoint import TokenizerSpec, TowerSpec
 from edgemed.core.conversation import TEMPLATES, ConversationTemplate, find_template, to_jinja
 from edgemed.core.errors import CheckpointError, InputError, UnsupportedError
 from edgemed.core.images import ImagePreparation, Mode
@@ -64,8 +64,18 @@ def _own_mode(tower: TowerSpec, preprocessor: Mapping[str, Any]) -> tuple[Mode, 
     return "crop", tuple(notes)
 
 
-def choose_template(asked: str | None, jinja: str | None, default: str | None) -> tuple[ConversationTemplate, tuple[str, ...]]:
-    """A person's choice, else the known template that the source carries as Jinja, else the layout's own."""
+def choose_template(
+    asked: str | None, jinja: str | None, default: str | None, tokenizer: TokenizerSpec
+) -> tuple[ConversationTemplate, tuple[str, ...]]:
+    """A person's choice, else the known template that the source carries as Jinja, else the layout's own.
+
+    Its BOS goes where the tokenizer adds none (v1 with Qwen2 or StableLM): training code leaves that to the tokenizer.
+    """
+    template, notes = _choose_template(asked, jinja, default)
+    return (template if tokenizer.add_bos else template.model_copy(update={"bos": False})), notes
+
+
+def _choose_template(asked: str | None, jinja: str | None, default: str | None) -> tuple[ConversationTemplate, tuple[str, ...]]:
     if asked is not None:
         return find_template(asked), ()
     for template in TEMPLATES.values():

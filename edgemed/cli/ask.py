@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from edgemed.cli.compose import engine_settings, prepare_images, require_artifact
-from edgemed.cli.options import Images, Json, MaxTokens, Model, Question, Quiet, Seed, Temperature
+from edgemed.cli.options import Context, Images, Json, MaxTokens, Model, Question, Quiet, Seed, Temperature
 from edgemed.cli.output import ADVICE, Output
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def ask(
     image: Images = None,
     model: Model = None,
     max_tokens: MaxTokens = 256,
+    context: Context = None,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     json: Json = False,
@@ -32,7 +33,7 @@ def ask(
     out = Output(json=json, quiet=quiet)
     artifact = require_artifact(model, out)
     images = prepare_images(image or [], artifact)  # a bad image is told before a model is loaded
-    with Engine.open(artifact, engine_settings(artifact)) as engine:
+    with Engine.open(artifact, engine_settings(artifact, images=len(images), context=context)) as engine:
         finished = stream_answer(engine, question, images, Sampling(temperature=temperature, seed=seed), max_tokens, out)
     out.advise()
     out.result(describe_answer(artifact, question, finished))

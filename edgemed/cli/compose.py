@@ -6,6 +6,7 @@ which is converted first where that was not done yet. Nothing here reaches for t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 DEMO_BITS = 4
 CONTEXT_TOKENS = 2048
+# Kept for question and answer beside images.
+TEXT_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class SourceOptions:
     template: str | None = None
     image_mode: str | None = None
     name: str | None = None
+    pre: str | None = None
 
 
 def find_entry(source: str | None) -> ModelEntry | None:
@@ -78,6 +82,7 @@ def open_source(source: str | None, options: SourceOptions) -> Checkpoint:
             template=options.template,
             image_mode=options.image_mode,
             name=options.name,
+            pre=options.pre,
         )
     parts = locate_sources(entry)
     return open_checkpoint(
@@ -89,6 +94,7 @@ def open_source(source: str | None, options: SourceOptions) -> Checkpoint:
         template=options.template or entry.template,
         image=_image_of(entry, options.image_mode),
         name=options.name or entry.name,
+        pre=options.pre,
     )
 
 
@@ -108,7 +114,29 @@ def default_out(source: str | None, checkpoint: Checkpoint, recipe: Recipe, plai
     entry = find_entry(source)
     if entry is not None and plain_bits:
         return artifacts_dir() / entry.artifact_name(recipe.bits)
-    return artifacts_dir() / f"{checkpoint.name}-{recipe.llm}"
+    # A checkpoint's name is whatever its folder or its authors say: it must not lead out of the folder.
+    name = re.sub(r"[^\w.-]+", "-", checkpoint.name).strip(".-") or "model"
+    folder = artifacts_dir() / f"{name}-{recipe.llm}"
+    _check_owner(folder, checkpoint)
+    return folder
+
+
+def _check_owner(folder: Path, checkpoint: Checkpoint) -> None:
+    """Two checkpoints of one name must not take each other's place. Raises InputError."""
+    from edgemed.core.errors import EdgemedError, InputError
+    from edgemed.core.manifest import MANIFEST_NAME, load_artifact
+
+    if not (folder / MANIFEST_NAME).is_file():
+        return
+    try:
+        path = load_artifact(folder).manifest.source.path
+    except EdgemedError:
+        return  # damaged: writing it anew is the way out
+    if Path(path).resolve() != checkpoint.path.resolve():
+        raise InputError(
+            f"Expected {folder} to be free or made from {checkpoint.path}, found a model made from {path}.",
+            "Choose another folder with --out, or another name with --name.",
+        )
 
 
 def convert_source(
@@ -163,8 +191,10 @@ def prepare_images(paths: Sequence[Path], artifact: Artifact) -> tuple[PreparedI
     return tuple(prepare_image(artifact, path) for path in paths)
 
 
-def engine_settings(artifact: Artifact) -> EngineSettings:
-    """One conversation, with the context that most models have, or all of a smaller one's."""
+def engine_settings(artifact: Artifact, images: int = 1, context: int | None = None) -> EngineSettings:
+    """One conversation: the context that most models have, more where so many images need it, at most what the model has."""
     from runtimes.messages import EngineSettings
 
-    return EngineSettings(context_tokens=min(CONTEXT_TOKENS, artifact.manifest.llm.context_length))
+    m = artifact.manifest
+    wanted = context or max(CONTEXT_TOKENS, images * m.vision.image_tokens + TEXT_TOKENS)
+    return EngineSettings(context_tokens=min(wanted, m.llm.context_length))

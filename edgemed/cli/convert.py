@@ -16,6 +16,7 @@ from edgemed.cli.options import (
     Name,
     NoVerify,
     Out,
+    Pre,
     Quant,
     Quiet,
     Reference,
@@ -44,6 +45,7 @@ def convert(
     mmproj: Mmproj = None,
     template: Template = None,
     image_mode: ImageMode = None,
+    pre: Pre = None,
     name: Name = None,
     threads: Threads = None,
     no_verify: NoVerify = False,
@@ -55,8 +57,8 @@ def convert(
 
     sink = Output(json=json, quiet=quiet)
     recipe = Recipe.of(bits if bits or quant else named_bits(source), quant, vision_quant)
-    options = SourceOptions(adapter, base, vision_tower, mmproj, template, image_mode, name)
-    plain = quant is None and vision_quant is None
+    options = SourceOptions(adapter, base, vision_tower, mmproj, template, image_mode, name, pre)
+    plain = quant is None and vision_quant is None and options == SourceOptions()
     artifact = convert_source(source, options, recipe, sink, out_dir=out, plain_bits=plain, threads=threads)
     show_card(artifact, sink)
     parity = None if no_verify else run_verify(artifact, sink)

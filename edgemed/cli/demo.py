@@ -19,7 +19,7 @@ _DEMO = Path(__file__).parents[1] / "demo"
 def demo(json: Json = False, quiet: Quiet = False) -> None:
     """Convert edgemed-demo at 4 bits, verify it, ask about a bundled radiograph, and show memory and speed."""
     from bench.devices import find_device
-    from bench.measure import measure_artifact, rows_of
+    from bench.measure import measure_artifact, on_gpu, rows_of
     from converters.recipes import Recipe
     from edgemed.core.registry import DEFAULT_MODEL, load_registry, locate_sources
     from edgemed.core.units import format_duration
@@ -42,7 +42,7 @@ def demo(json: Json = False, quiet: Quiet = False) -> None:
             finished = stream_answer(engine, question, images, Sampling(), 64, out)
             answers.append(describe_answer(artifact, question, finished))
     out.advise()
-    profile = find_device("cpu")
+    profile = find_device("gpu" if on_gpu(engine.report.devices) else "cpu")  # what has just answered
     trace = measure_artifact(artifact, profile)
     out.table("Memory and speed on this machine", ("what", "value"), rows_of(trace, profile))
     elapsed = time.monotonic() - begun

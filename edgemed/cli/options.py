@@ -43,6 +43,9 @@ Template = Annotated[
 ImageMode = Annotated[
     str | None, typer.Option("--image-mode", help="How images were made square in training: pad, stretch or crop.", metavar="MODE")
 ]
+Pre = Annotated[
+    str | None, typer.Option("--pre", help="llama.cpp's name of the tokenizer's splitting rule, where it is unknown.", metavar="NAME")
+]
 Name = Annotated[str | None, typer.Option("--name", help="The converted model's name.", metavar="NAME")]
 Threads = Annotated[int | None, typer.Option("--threads", help="Worker threads; by default one a core.", metavar="N", min=1)]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not run the converted model once to check it.")]
@@ -51,11 +54,14 @@ Reference = Annotated[
 ]
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longest answer.", metavar="N", min=1)]
+Context = Annotated[
+    int | None, typer.Option("--context", help="Tokens of question and answer; by default enough for the images.", metavar="N", min=1)
+]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.", metavar="T", min=0.0)]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling, with a temperature above 0.", metavar="N")]
 
 Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]
-Device = Annotated[str, typer.Option("--device", help="cpu, rtx3050, rtx3080 or jetson.", metavar="NAME")]
+Device = Annotated[str, typer.Option("--device", help="cpu, gpu, rtx3050, rtx3080 or jetson.", metavar="NAME")]
 Datasets = Annotated[list[str], typer.Option("--dataset", help="A data set as NAME=PATH; can be given several times.", metavar="NAME=PATH")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N questions of each data set.", metavar="N", min=1)]
 Split = Annotated[str, typer.Option("--split", help="Which part of each data set.", metavar="NAME")]

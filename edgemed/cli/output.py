@@ -27,8 +27,8 @@ _CONTROL = {code: None for code in (*range(9), *range(11, 32), *range(127, 160))
 
 
 def printable(text: str) -> str:
-    """`text` without control characters."""
-    return text.translate(_CONTROL)
+    """`text` without control characters; what is no Unicode (a path's odd bytes) is spelled out."""
+    return text.translate(_CONTROL).encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,12 @@ class Output:
     def result(self, data: dict[str, Any]) -> None:
         """The command's result as one JSON line, with --json."""
         if self.json:
-            print(jsonlib.dumps(data, ensure_ascii=False, default=str), flush=True)
+            line = jsonlib.dumps(data, ensure_ascii=False, default=str)
+            try:
+                line.encode(sys.stdout.encoding or "utf-8")
+            except UnicodeEncodeError:
+                line = jsonlib.dumps(data, default=str)  # escapes can say what stdout cannot
+            print(line, flush=True)
 
     @contextmanager
     def progress(self) -> Iterator[Progress]:

@@ -25,6 +25,13 @@ class Contract(Frozen):
     template: ConversationTemplate
 
 
+def count_image_tokens(image_size: int, patch_size: int, tower: str, strategy: str) -> int:
+    """Rows of one image in HF's `LlavaForConditionalGeneration`, from a tower's config: its `model_type` and the select strategy."""
+    has_cls = "clip" in tower and "siglip" not in tower
+    # HF's "default" strategy leaves token 0 out: CLS of a CLIP tower, but the first patch of a SigLIP one.
+    return (image_size // patch_size) ** 2 + has_cls - (strategy == "default")
+
+
 def load_contract(folder: Path) -> Contract | None:
     """The folder's contract, or None where it has none. Raises CheckpointError."""
     path = folder / CONTRACT_NAME

@@ -3,14 +3,13 @@
     segments = render(TEMPLATES["v1"], [Turn("user", "What is shown?", images=1)])
     # [Text("A chat … USER: "), ImageSlot(0), Text("\\nWhat is shown? ASSISTANT:")]
 
-Each Text is tokenised on its own, without special tokens added; a BOS comes first where `template.bos` says so. That is LLaVA's
-rule (the prompt is split at the image), and it is what training (edgemed/finetune) and the engine (runtimes) both do, so that
-the ids agree. Knows no tokenizer.
+Texts that follow one another are tokenised in one piece (`split_chunks`), without special tokens added; a BOS comes first where
+`template.bos` says so. That is LLaVA's rule (the prompt is split at images and nowhere else), and it is what training
+(edgemed/finetune) and the engine (runtimes) both do, so that the ids agree. Knows no tokenizer.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -60,7 +59,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Text:
-    """Text to be tokenised on its own. `answer` marks what a model is trained to produce."""
+    """A piece of text. `answer` marks what a model is trained to produce."""
 
     text: str
     answer: bool = False
@@ -107,14 +106,16 @@ _ALL = (
     _vicuna("phi", _USER, "<|endoftext|>", False),
     _vicuna("v1_im_end", _USER, "<|im_end|>", False),
     ConversationTemplate(
-        name="hf_llava",  # llava-hf's own chat template: as v1 without a system line
+        # llava-hf's own chat template: as v1 without a system line and without an end after an answer. A model that is trained
+        # with it never learns to end (the runtime stops it by what its base learned): fine-tuning should pick v1.
+        name="hf_llava",
         bos=True,
         system="",
         user_prefix="USER: ",
         user_suffix=" ",
         assistant_prefix="ASSISTANT:",
         answer_prefix=" ",
-        answer_suffix="</s>",
+        answer_suffix=" ",
         stop=("</s>", "USER:"),
         control=("</s>",),
     ),
@@ -194,7 +195,8 @@ def find_template(name: str) -> ConversationTemplate:
 def clean_text(template: ConversationTemplate, text: str) -> str:
     """A person's text with control strings and image markers broken up by a blank, so that they stay text."""
     for control in (*template.control, IMAGE_MARKER):
-        text = re.sub(re.escape(control), f"{control[0]} {control[1:]}", text)
+        while control in text:  # again: one broken up may leave another, as in "####"
+            text = text.replace(control, f"{control[0]} {control[1:]}")
     return text.strip()
 
 
@@ -242,6 +244,21 @@ def _add(out: list[Segment], text: str, answer: bool = False) -> None:
         out[-1] = Text(last.text + text)
     else:
         out.append(Text(text, answer))
+
+
+def split_chunks(segments: Sequence[Text | ImageSlot | int]) -> list[tuple[Text, ...] | ImageSlot | int]:
+    """Texts that follow one another put together: a chunk's texts are tokenised as one string. Images and bare token ids stay."""
+    out: list[tuple[Text, ...] | ImageSlot | int] = []
+    texts: list[Text] = []
+    for segment in segments:
+        if isinstance(segment, Text):
+            texts.append(segment)
+            continue
+        if texts:
+            out.append(tuple(texts))
+            texts = []
+        out.append(segment)
+    return [*out, tuple(texts)] if texts else out
 
 
 def clean_answer(template: ConversationTemplate, text: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import struct
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -24,9 +25,14 @@ from edgemed.core.model import Frozen
 
 # 64 Mpx decode to 192 MB of RGB; a full-field digital mammogram has about 20 Mpx.
 MAX_PIXELS = 64_000_000
+# A padded square's side; JPEG allows no more, and Pillow's filters take memory by the side.
+MAX_SIDE_PX = 65_535
 # A padded square wider than this is resized in bands of rows, so that 60,000 × 10 px never becomes 60,000².
 BAND_SIDE_PX = 4096
 BAND_ROWS = 256
+
+# What Pillow's decoders raise on damaged files.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError)
 
 Mode = Literal["pad", "stretch", "crop"]
 
@@ -68,6 +74,11 @@ def load_image(source: Path | bytes, name: str = "the image") -> Image.Image:
                         f"Expected an image of at most {MAX_PIXELS // 1_000_000} megapixels in {name}, found {width} × {height}.",
                         "Scale it down first.",
                     )
+                if max(width, height) > MAX_SIDE_PX:
+                    raise ImageError(
+                        f"Expected an image of at most {MAX_SIDE_PX} pixels a side in {name}, found {width} × {height}.",
+                        "Scale it down first.",
+                    )
                 image.seek(0)
                 image.load()
                 return _to_rgb(ImageOps.exif_transpose(image))
@@ -81,7 +92,7 @@ def load_image(source: Path | bytes, name: str = "the image") -> Image.Image:
         raise ImageError(
             f"Expected an image in {name}, found a file of no image format.", "Use PNG, JPEG, TIFF, WebP, BMP or GIF."
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what Pillow's decoders raise on damaged files
+    except _DAMAGED as error:
         raise ImageError(
             f"Expected a readable image in {name}, found a damaged one ({error}).", "Export or copy the image again."
         ) from error

@@ -124,8 +124,9 @@ class Manifest(Frozen):
     files: dict[str, FileRecord]
     image: ImagePreparation
     template: ConversationTemplate
-    # Which text segments a SentencePiece tokenizer starts with a blank: none (BPE), the first, or each (LLaVA tokenises them apart).
-    space_prefix: Literal["none", "first", "each"]
+    # Where a SentencePiece tokenizer puts its blank: nowhere (BPE), before the first text, before each chunk between images (LLaVA
+    # tokenises these apart), or ("each", the legacy way) before each chunk and behind each control token in it.
+    space_prefix: Literal["none", "first", "chunk", "each"]
     recipe: dict[str, str]
     calibration_sha256: str | None = None
     tensors: tuple[TensorRecord, ...]

@@ -92,6 +92,7 @@ class BundledSource(Frozen):
 
     kind: Literal["bundled"]
     path: str
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
     @property
     def local_path(self) -> Path:

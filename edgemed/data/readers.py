@@ -143,14 +143,13 @@ def _find_image(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_file() or not (folder / "images" / name).is_file() else folder / "images" / name
 
 
-def _turns(rounds: list[Row], image: Path | None, file: Path, position: int) -> list[Turn]:
+def _turns(rounds: list[Any], image: Path | None, file: Path, position: int) -> list[Turn]:
     turns = []
     for k, message in enumerate(rounds):
         want = ("human", "gpt")[k % 2]
-        if message.get("from") != want:
-            raise DatasetError(
-                f"Expected a message from '{want}' in row {position} of {file}, found '{message.get('from')}'.", "Check the row."
-            )
+        said = message.get("from") if isinstance(message, dict) else message
+        if said != want or not isinstance(message, dict):
+            raise DatasetError(f"Expected a message from '{want}' in row {position} of {file}, found '{said!s:.80}'.", "Check the row.")
         text = str(message.get("value", ""))
         images = text.count(IMAGE_MARKER)
         if k and images:

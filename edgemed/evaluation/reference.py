@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemed.core.contract import CONTRACT_NAME, load_contract
+from edgemed.core.contract import CONTRACT_NAME, count_image_tokens, load_contract
 from edgemed.core.conversation import ImageSlot, clean_answer, render
 from edgemed.core.errors import CheckpointError
 from edgemed.core.images import load_image, normalise, prepare
@@ -41,7 +41,8 @@ class Reference:
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(self.device).eval()
         config = self.model.config
-        self.image_tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        tower = config.vision_config
+        self.image_tokens = count_image_tokens(tower.image_size, tower.patch_size, tower.model_type, config.vision_feature_select_strategy)
 
     def prompt(self, sample: Sample) -> list[int]:
         """Token ids up to where the answer begins."""
@@ -65,11 +66,12 @@ class Reference:
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
-        pixels = torch.from_numpy(np.stack([normalise(self._pixels(s, blank), self.image) for s in samples if s.image]))
+        images = [normalise(self._pixels(s, blank), self.image) for s in samples if s.image]
+        shown = {"pixel_values": torch.from_numpy(np.stack(images)).to(self.device, self.model.dtype)} if images else {}
         out = self.model.generate(
             input_ids=ids.to(self.device),
             attention_mask=mask.to(self.device),
-            pixel_values=pixels.to(self.device, self.model.dtype),
+            **shown,
             max_new_tokens=max_tokens,
             do_sample=False,
             eos_token_id=self._end_ids(),

@@ -1,7 +1,7 @@
 """Samples → token ids, labels and pixels: what a training step is fed.
 
-Text is tokenised segment by segment (edgemed/core/conversation.py), so labels are known by construction: a segment marked as an
-answer is learned, everything else is masked. The runtime tokenises the same segments.
+The text between images is tokenised in one piece (edgemed/core/conversation.py), as the runtime does; tokens of segments marked as
+answers are learned, everything else is masked.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from edgemed.core.conversation import ConversationTemplate, ImageSlot, Turn, render
+from edgemed.core.conversation import ConversationTemplate, ImageSlot, Text, Turn, render, split_chunks
 from edgemed.core.errors import DatasetError
 from edgemed.core.images import ImagePreparation, load_image, prepare
 from edgemed.data import Sample
@@ -31,14 +31,32 @@ def encode(
     """(input ids, labels) of a conversation; an image is `image_tokens` times `image_id`. Labels are IGNORE outside answers."""
     ids: list[int] = [tokenizer.bos_token_id] if template.bos else []
     labels = [IGNORE] * len(ids)
-    for segment in render(template, turns):
-        if isinstance(segment, ImageSlot):
-            piece, learned = [image_id] * image_tokens, False
+    for chunk in split_chunks(render(template, turns)):
+        if isinstance(chunk, tuple):
+            piece, learned = _encode_chunk(tokenizer, chunk)
         else:
-            piece, learned = tokenizer(segment.text, add_special_tokens=False)["input_ids"], segment.answer
+            piece, learned = [image_id] * image_tokens, [IGNORE] * image_tokens
         ids += piece
-        labels += piece if learned else [IGNORE] * len(piece)
+        labels += learned
     return ids, labels
+
+
+def _encode_chunk(tokenizer: Any, texts: Sequence[Text]) -> tuple[list[int], list[int]]:
+    """(ids, labels) of texts that are tokenised as one string."""
+
+    def tokenize(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    whole = tokenize("".join(text.text for text in texts))
+    labels: list[int] = []
+    for count, text in enumerate(texts, start=1):
+        # a text ends where the ids of all up to it stop being those of the whole
+        ids = whole if count == len(texts) else tokenize("".join(t.text for t in texts[:count]))
+        end = next((i for i, (a, b) in enumerate(zip(ids, whole, strict=False)) if a != b), min(len(ids), len(whole)))
+        new = whole[len(labels) : end]
+        labels += new if text.answer else [IGNORE] * len(new)
+    return whole, labels
 
 
 def check_labels(tokenizer: Any, template: ConversationTemplate, turns: Sequence[Turn], labels: Sequence[int], sample_id: str) -> None:
@@ -73,6 +91,10 @@ def _join(group: Sequence[Sample]) -> Sample:
     return replace(first, id="+".join(s.id for s in group), turns=(*first.turns, *later))
 
 
+def _capitalise(turn: Turn) -> Turn:
+    return replace(turn, text=turn.text[:1].upper() + turn.text[1:])
+
+
 class Examples(Dataset[dict[str, Any]]):
     """Samples ready for a step. Images are prepared once and kept as uint8 (150 kB each at 224 px)."""
 
@@ -85,10 +107,11 @@ class Examples(Dataset[dict[str, Any]]):
         image_id: int,
         image_tokens: int,
         max_tokens: int,
+        capitalise: bool = False,
     ) -> None:
         self.rows: list[tuple[list[int], list[int], Path | None]] = []
         for sample in samples:
-            turns = [t if t.role == "user" else Turn("assistant", t.text[:1].upper() + t.text[1:]) for t in sample.turns]
+            turns = [_capitalise(t) if capitalise and t.role == "assistant" else t for t in sample.turns]
             ids, labels = encode(tokenizer, template, turns, image_id, image_tokens)
             check_labels(tokenizer, template, turns, labels, sample.id)
             if len(ids) > max_tokens:

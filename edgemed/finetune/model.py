@@ -100,6 +100,12 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     _copy(model.model.vision_tower, AutoModel.from_pretrained(recipe.tower, dtype=torch.float32), recipe.tower)
     llm = AutoModelForCausalLM.from_pretrained(recipe.llm, dtype=torch.float32)
     _copy(model.model.language_model, llm.model, recipe.llm)
+    if llm.lm_head.bias is not None:
+        raise CheckpointError(
+            f"Expected a language model whose head has no bias at {recipe.llm}, found one with a bias, which LlavaForConditionalGeneration"
+            " does not have.",
+            "Join another language model.",
+        )
     model.lm_head.load_state_dict(llm.lm_head.state_dict())
     model.tie_weights()
     model.generation_config = llm.generation_config

