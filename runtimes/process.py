@@ -24,7 +24,7 @@ from edgemed.core.errors import EdgemedError, EngineDiedError
 from runtimes.wire import Cancel, Command, pack_frame, read_frame, write_frame
 
 CLOSE_S = 5.0
-SPIN_COUNT = "2000"
+SPIN_COUNT = "30000"
 _STDERR_LINES = 50
 # Not `-m`: that puts the current folder first, and a file of anybody's there would be imported instead of a library.
 _CODE = "import sys; sys.path[:] = [p for p in sys.path if p]; from runtimes.worker import main; main()"
@@ -67,8 +67,8 @@ class WorkerProcess:
         path = os.pathsep.join(p for p in (str(_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)) if p)
         # No debugger on an abort, no thread pool of numpy's beside llama.cpp's.
         env = {**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
-        # How long llama.cpp's threads spin before they sleep at their some hundred meetings a token. libgomp's own 300,000 turns cost
-        # most of the speed as soon as anything else runs; none at all costs as much on an idle machine, where waking takes long.
+        # How long llama.cpp's threads spin before they sleep at their some hundred meetings a token: enough for an idle machine's full
+        # speed, fewer than libgomp's own 300,000, which waste a core that another program wants (docs/LOG.md, 2026-11-22).
         env.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         self._process = subprocess.Popen(
             [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env

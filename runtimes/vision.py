@@ -146,10 +146,17 @@ class EncodeThread:
     def _run(self) -> None:
         while True:
             key, pixels = self._queue.get()
-            start = time.monotonic()
-            try:
-                rows = self._encoder.encode(pixels)
-            except EdgemedError as error:
-                self._done(Encoded(key, None, time.monotonic() - start, error))
-            else:
-                self._done(Encoded(key, rows, time.monotonic() - start))
+            # A thread for each image: libgomp keeps a team of threads for every thread that ever computed, and as soon as all teams
+            # together outnumber the cores, it makes all of them sleep at every meeting; decoding then runs at a third of its speed.
+            worker = threading.Thread(target=self._encode, args=(key, pixels), name=f"encode {key[:8]}", daemon=True)
+            worker.start()
+            worker.join()
+
+    def _encode(self, key: str, pixels: bytes) -> None:
+        start = time.monotonic()
+        try:
+            rows = self._encoder.encode(pixels)
+        except EdgemedError as error:
+            self._done(Encoded(key, None, time.monotonic() - start, error))
+        else:
+            self._done(Encoded(key, rows, time.monotonic() - start))

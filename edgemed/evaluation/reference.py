@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgemed.core.contract import CONTRACT_NAME, count_image_tokens, load_contract
-from edgemed.core.conversation import ImageSlot, clean_answer, render
+from edgemed.core.conversation import clean_answer, render, split_chunks
 from edgemed.core.errors import CheckpointError
 from edgemed.core.images import load_image, normalise, prepare
 from edgemed.data import Sample, load_samples
@@ -47,11 +47,11 @@ class Reference:
     def prompt(self, sample: Sample) -> list[int]:
         """Token ids up to where the answer begins."""
         ids: list[int] = [self.tokenizer.bos_token_id] if self.template.bos else []
-        for segment in render(self.template, sample.turns[:-1]):
-            if isinstance(segment, ImageSlot):
-                ids += [self.model.config.image_token_id] * self.image_tokens
+        for chunk in split_chunks(render(self.template, sample.turns[:-1])):
+            if isinstance(chunk, tuple):
+                ids += self.tokenizer("".join(text.text for text in chunk), add_special_tokens=False)["input_ids"]
             else:
-                ids += self.tokenizer(segment.text, add_special_tokens=False)["input_ids"]
+                ids += [self.model.config.image_token_id] * self.image_tokens
         return ids
 
     def answers(self, samples: Sequence[Sample], blank: bool = False, batch_size: int = 128, max_tokens: int = 24) -> Iterator[str]:
