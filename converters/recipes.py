@@ -184,7 +184,7 @@ def _narrow_type(name: str, layers: int) -> Type:
     """4 bits where a row fills no block of 256 (SmolLM2's 576): a mixture in Q4_K_M's spirit, made of types of block 32.
 
     Found on edgemed-demo by KL to F16 (docs/LOG.md, 2026-11-22): v, and the first layers' way up into the feed-forward, are what 4 bits
-    hurt; embeddings bear 5 bits. Half the divergence of IQ4_NL with llama.cpp's own choice of raised tensors, in fewer bytes.
+    hurt; embeddings bear 5 bits. About half the divergence of IQ4_NL with llama.cpp's own raised tensors, in fewer bytes.
     """
     match = re.fullmatch(r"blk\.(\d+)\.(attn_v|ffn_up)\.weight", name)
     if match and (match[2] == "attn_v" or int(match[1]) < layers // 8):
