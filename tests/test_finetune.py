@@ -18,7 +18,7 @@ from edgemed.core.errors import CheckpointError, DatasetError, RecipeError  # no
 from edgemed.core.images import ImagePreparation  # noqa: E402
 from edgemed.data import Sample  # noqa: E402
 from edgemed.finetune import run_stage  # noqa: E402
-from edgemed.finetune.examples import IGNORE, Examples, check_labels, encode, join_rounds  # noqa: E402
+from edgemed.finetune.examples import IGNORE, Collator, Examples, Row, check_labels, encode, pack_rows  # noqa: E402
 from edgemed.finetune.model import join, part_of  # noqa: E402
 from edgemed.finetune.recipe import JoinRecipe  # noqa: E402
 from tests.checkpoints import make_checkpoint, make_parts, save_json, save_tower, save_weights  # noqa: E402
@@ -92,7 +92,7 @@ def changed_parts(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     [
         ("align", "", "llm_rate = 1e-3\ntower_rate = 1e-3", {"projector"}),
         ("instruct", "", "llm_rate = 1e-3", {"projector", "llm"}),
-        ("vqa", "rounds = 2\nlora = { rank = 4, alpha = 8 }", "llm_rate = 1e-2\ntower_rate = 1e-3", {"projector", "llm", "tower"}),
+        ("vqa", "pack = 2\nlora = { rank = 4, alpha = 8, rounding = 0.5 }", "llm_rate = 1e-2\ntower_rate = 1e-3", {"projector", "llm", "tower"}),
     ],
 )
 def test_a_stage_trains_its_parts_alone(
@@ -162,14 +162,80 @@ def test_labels_cover_the_answers_alone(checkpoint: Path) -> None:
         check_labels(tokenizer, template, turns, [*labels[:-4], *[IGNORE] * 4], "x")
 
 
-def test_rounds_join_questions_of_one_image() -> None:
-    samples = [Sample.single(f"{image}{i}", Path(image), f"q{i}", f"a{i}", "open") for image in "ab" for i in range(5)]
-    joined = join_rounds(samples, 3, seed=0)
-    assert sorted(len(s.turns) // 2 for s in joined) == [2, 2, 3, 3]
-    assert all(sum(t.images for t in s.turns) == 1 and s.turns[0].images == 1 for s in joined)
-    asked = sorted((str(s.image), t.text) for s in joined for t in s.turns if t.role == "user")
-    assert asked == sorted((str(s.image), s.question) for s in samples)
-    assert join_rounds(samples, 1, seed=0) == samples
+IMAGE = 3
+
+
+def row(image: str, *question: int) -> Row:
+    """A head of [1, image, image], then a question whose last two tokens are learned."""
+    ids = [1, IMAGE, IMAGE, *question]
+    return Row(ids, [IGNORE] * (len(ids) - 2) + ids[-2:], Path(image))
+
+
+def test_packing_keeps_every_question_once_and_to_its_image() -> None:
+    rows = [row(image, 10 + i, 20 + i, 30 + i) for image in "ab" for i in range(5)] + [Row([7, 8], [IGNORE, 8], None)]
+    packed = pack_rows(rows, 3, seed=0, image_id=IMAGE, max_tokens=100)
+    assert sorted(len(p.starts) for p in packed) == [0, 2, 2, 3, 3]
+    assert all(p.ids.count(IMAGE) == 2 for p in packed if p.image)
+    cut = [(p.image, tuple(p.ids[a:b])) for p in packed if p.image for a, b in zip(p.starts, [*p.starts[1:], None], strict=True)]
+    assert sorted(map(str, cut)) == sorted(str((r.image, tuple(r.ids[3:]))) for r in rows if r.image)
+    assert max(len(p.ids) for p in pack_rows(rows, 3, seed=0, image_id=IMAGE, max_tokens=9)) == 9
+
+
+def test_a_packed_row_has_the_loss_of_its_questions_alone(checkpoint: Path) -> None:
+    from transformers import LlavaForConditionalGeneration
+
+    model = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    config = model.config
+    tokens, size = (config.vision_config.image_size // config.vision_config.patch_size) ** 2, config.vision_config.image_size
+    rows = []
+    for image, lengths in (("a", (4, 7, 5)), ("b", (6, 3))):
+        for i, n in enumerate(lengths):
+            ids = [1, *[config.image_token_id] * tokens, *range(40 + 9 * i, 40 + 9 * i + n)]
+            rows.append(Row(ids, [IGNORE] * (len(ids) - 2) + ids[-2:], Path(image)))
+    torch.manual_seed(0)
+    pixels = {Path(name): torch.randn(3, size, size) for name in "ab"}
+
+    def loss(rows: list[Row]) -> float:
+        batch = Collator(0)([(r, None) for r in rows])
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            logits = model(**batch, pixel_values=torch.stack([pixels[r.image] for r in rows if r.image])).logits
+        flat = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return float(torch.nn.functional.cross_entropy(*flat, ignore_index=IGNORE, reduction="sum"))
+
+    packed = pack_rows(rows, 3, seed=0, image_id=config.image_token_id, max_tokens=10_000)
+    assert [len(p.starts) for p in packed] == [3, 2]
+    assert loss(packed) == pytest.approx(sum(loss([r]) for r in rows), rel=1e-5)
+
+
+def test_rounding_is_iq4_nl_and_leaves_the_weights_as_they_were() -> None:
+    import numpy as np
+    from peft import LoraConfig, get_peft_model
+
+    from converters.iq4nl import quantise_iq4_nl
+    from edgemed.finetune.rounding import LoraRounding, round_to_levels
+
+    gguf = pytest.importorskip("gguf")
+    torch.manual_seed(0)
+    weight = torch.randn(48, 64)
+    coarse = (round_to_levels(weight) - weight).norm() / weight.norm()
+    exact = gguf.quants.dequantize(quantise_iq4_nl(weight.numpy()), gguf.GGMLQuantizationType.IQ4_NL)
+    fine = np.linalg.norm(exact - weight.numpy()) / np.linalg.norm(weight.numpy())
+    assert fine < coarse < 1.3 * fine < 0.12
+    assert torch.equal(round_to_levels(torch.zeros(2, 32)), torch.zeros(2, 32))
+
+    layers = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(64, 48, bias=False), "v_proj": torch.nn.Linear(64, 48, bias=False)})
+    before = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    model = get_peft_model(layers, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    rounding = LoraRounding(model)
+    rounding.apply(True)
+    layer = model.base_model.model["q_proj"]
+    merged = before["q_proj"] + layer.get_delta_weight("default")
+    torch.testing.assert_close(layer.get_base_layer().weight + layer.get_delta_weight("default"), round_to_levels(merged))
+    assert not torch.equal(layer.get_base_layer().weight, before["q_proj"])
+    assert torch.equal(model.base_model.model["v_proj"].get_base_layer().weight, before["v_proj"])
+    rounding.apply(False)
+    assert torch.equal(layer.get_base_layer().weight, before["q_proj"])
 
 
 @pytest.mark.parametrize(("capitalise", "answer"), [(False, "yes"), (True, "Yes")])
@@ -179,8 +245,8 @@ def test_answers_are_capitalised_where_the_recipe_says_so(checkpoint: Path, data
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     image = ImagePreparation(size_px=32, mode="pad", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     sample = Sample.single("a", data / "0.png", "Is it normal?", "yes", "closed")
-    examples = Examples([sample], tokenizer, TEMPLATES["chatml"], image, 3, 5, 500, capitalise)
-    assert tokenizer.decode([i for i in examples[0]["labels"] if i != IGNORE]) == f"{answer}<|im_end|>\n"
+    examples = Examples([([sample], 1)], tokenizer, TEMPLATES["chatml"], image, 3, 5, 500, capitalise)
+    assert tokenizer.decode([i for i in examples[0][0].labels if i != IGNORE]) == f"{answer}<|im_end|>\n"
 
 
 def test_a_head_with_a_bias_cannot_be_joined(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,37 +70,55 @@ def check_labels(tokenizer: Any, template: ConversationTemplate, turns: Sequence
         )
 
 
-def join_rounds(samples: Sequence[Sample], rounds: int, seed: int) -> list[Sample]:
-    """Samples of one image joined into conversations of at most `rounds` questions, in an order drawn from `seed`."""
-    if rounds == 1:
-        return list(samples)
-    by_image: dict[Path | None, list[Sample]] = {}
-    for sample in samples:
-        by_image.setdefault(sample.image, []).append(sample)
-    draw, joined = random.Random(seed), []
-    for image, group in by_image.items():
+@dataclass(frozen=True)
+class Row:
+    """What one sequence of a batch holds. `starts` are the positions at which packed questions begin; empty: one conversation."""
+
+    ids: list[int]
+    labels: list[int]
+    image: Path | None
+    starts: tuple[int, ...] = ()
+
+
+def pack_rows(rows: Iterable[Row], limit: int, seed: int, image_id: int, max_tokens: int) -> list[Row]:
+    """Up to `limit` questions about one image behind one copy of it, in an order drawn from `seed`.
+
+    Each question sees the image and itself only (`Collator` writes the mask and the positions), so that the loss is the sum of the
+    single rows' losses, while the image's tokens pass through the model once for all.
+    """
+    heads: dict[tuple[Path | None, tuple[int, ...]], list[Row]] = {}
+    alone = []
+    for row in rows:
+        shared = len(row.ids) - row.ids[::-1].index(image_id) if image_id in row.ids else 0
+        if shared:
+            heads.setdefault((row.image, tuple(row.ids[:shared])), []).append(row)
+        else:
+            alone.append(row)
+    draw = random.Random(seed)
+    for (_, head), group in heads.items():
         draw.shuffle(group)
-        size = rounds if image else 1
-        joined += [_join(group[start : start + size]) for start in range(0, len(group), size)]
-    return joined
-
-
-def _join(group: Sequence[Sample]) -> Sample:
-    first, *rest = group
-    later = [replace(turn, images=0) for sample in rest for turn in sample.turns]
-    return replace(first, id="+".join(s.id for s in group), turns=(*first.turns, *later))
+        while group:
+            row = group.pop()
+            ids, labels, starts = list(row.ids), list(row.labels), [len(head)]
+            while group and len(starts) < limit and len(ids) + len(group[-1].ids) - len(head) <= max_tokens:
+                more = group.pop()
+                starts.append(len(ids))
+                ids += more.ids[len(head) :]
+                labels += more.labels[len(head) :]
+            alone.append(Row(ids, labels, row.image, tuple(starts)))
+    return alone
 
 
 def _capitalise(turn: Turn) -> Turn:
     return replace(turn, text=turn.text[:1].upper() + turn.text[1:])
 
 
-class Examples(Dataset[dict[str, Any]]):
-    """Samples ready for a step. Images are prepared once and kept as uint8 (150 kB each at 224 px)."""
+class Examples(Dataset[Row]):
+    """Sets of samples ready for a step. Images are prepared once and kept as uint8 (150 kB each at 224 px)."""
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        sets: Sequence[tuple[Sequence[Sample], int]],
         tokenizer: Any,
         template: ConversationTemplate,
         image: ImagePreparation,
@@ -108,18 +126,25 @@ class Examples(Dataset[dict[str, Any]]):
         image_tokens: int,
         max_tokens: int,
         capitalise: bool = False,
+        pack: int = 1,
+        seed: int = 0,
     ) -> None:
-        self.rows: list[tuple[list[int], list[int], Path | None]] = []
-        for sample in samples:
-            turns = [_capitalise(t) if capitalise and t.role == "assistant" else t for t in sample.turns]
-            ids, labels = encode(tokenizer, template, turns, image_id, image_tokens)
-            check_labels(tokenizer, template, turns, labels, sample.id)
-            if len(ids) > max_tokens:
-                raise DatasetError(
-                    f"Expected at most {max_tokens} tokens in {sample.id}, found {len(ids)}.", "Raise max_tokens or shorten the row."
-                )
-            self.rows.append((ids, labels, sample.image))
-        paths = list(dict.fromkeys(s.image for s in samples if s.image))
+        """`sets`: (samples, how often they are seen an epoch). Raises DatasetError."""
+        self.rows: list[Row] = []
+        for samples, repeat in sets:
+            rows = []
+            for sample in samples:
+                turns = [_capitalise(t) if capitalise and t.role == "assistant" else t for t in sample.turns]
+                ids, labels = encode(tokenizer, template, turns, image_id, image_tokens)
+                check_labels(tokenizer, template, turns, labels, sample.id)
+                if len(ids) > max_tokens:
+                    raise DatasetError(
+                        f"Expected at most {max_tokens} tokens in {sample.id}, found {len(ids)}.", "Raise max_tokens or shorten the row."
+                    )
+                rows.append(Row(ids, labels, sample.image))
+            for again in range(repeat):
+                self.rows += pack_rows(rows, pack, seed + again, image_id, max_tokens) if pack > 1 else rows
+        paths = list(dict.fromkeys(row.image for row in self.rows if row.image))
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes and resizes without the interpreter's lock
             prepared = pool.map(lambda path: torch.from_numpy(prepare(load_image(path), image)), paths)
             self.pixels = dict(zip(paths, prepared, strict=True))
@@ -127,27 +152,46 @@ class Examples(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        ids, labels, path = self.rows[index]
-        return {"input_ids": ids, "labels": labels, "pixels": self.pixels[path] if path else None}
+    def __getitem__(self, index: int) -> tuple[Row, torch.Tensor | None]:
+        row = self.rows[index]
+        return row, self.pixels[row.image] if row.image else None
 
 
 class Collator:
-    """Rows → padded tensors: input_ids, attention_mask, labels int64 [batch, tokens] (padded right), pixels uint8 [images, S, S, 3]."""
+    """Rows → padded tensors: input_ids, labels int64 [batch, tokens] (padded right), pixels uint8 [images, S, S, 3], and a mask.
+
+    The mask is int64 [batch, tokens], 0 where padded; with packed rows bool [batch, 1, tokens, tokens], true where a token (third
+    axis) sees another (fourth), and position_ids int64 [batch, tokens] go with it.
+    """
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        length = max(len(row["input_ids"]) for row in rows)
+    def __call__(self, rows: Sequence[tuple[Row, torch.Tensor | None]]) -> dict[str, torch.Tensor]:
+        length = max(len(row.ids) for row, _ in rows)
         ids = torch.full((len(rows), length), self.pad_id)
         labels = torch.full((len(rows), length), IGNORE)
         mask = torch.zeros((len(rows), length), dtype=torch.long)
-        for i, row in enumerate(rows):
-            n = len(row["input_ids"])
-            ids[i, :n], labels[i, :n], mask[i, :n] = torch.tensor(row["input_ids"]), torch.tensor(row["labels"]), 1
+        for i, (row, _) in enumerate(rows):
+            n = len(row.ids)
+            ids[i, :n], labels[i, :n], mask[i, :n] = torch.tensor(row.ids), torch.tensor(row.labels), 1
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        pixels = [row["pixels"] for row in rows if row["pixels"] is not None]
+        if any(len(row.starts) > 1 for row, _ in rows):
+            batch |= _pack_masks([row for row, _ in rows], length)
+        pixels = [image for _, image in rows if image is not None]
         if pixels:
             batch["pixels"] = torch.stack(pixels)
         return batch
+
+
+def _pack_masks(rows: Sequence[Row], length: int) -> dict[str, torch.Tensor]:
+    """The mask and the positions of packed rows. Padding sees what comes before it: a row of nothing but false is NaN in attention."""
+    question = torch.zeros((len(rows), length), dtype=torch.long)  # 0: the shared head
+    positions = torch.arange(length).repeat(len(rows), 1)
+    for i, row in enumerate(rows):
+        for number, start in enumerate(row.starts, start=1):
+            question[i, start:] = number
+            positions[i, start:] = torch.arange(length - start) + row.starts[0]
+    same = question[:, :, None] == question[:, None, :]
+    seen = torch.tril(same | (question == 0)[:, None, :])
+    return {"attention_mask": seen[:, None], "position_ids": positions}

@@ -59,6 +59,8 @@ class LoraRecipe(Frozen):
     rank: int = Field(default=32, ge=1)
     alpha: float = Field(default=64, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    # Share of the time in which the LLM computes with the rounding error that 4 bits will leave (edgemed/finetune/rounding.py).
+    rounding: float = Field(default=0.0, ge=0, le=1)
 
 
 class OptimRecipe(Frozen):
@@ -96,8 +98,8 @@ class Recipe(Frozen):
     data: tuple[DataRecipe, ...] = Field(min_length=1)
     optim: OptimRecipe = OptimRecipe()
     lora: LoraRecipe | None = None
-    # So many questions about one image become one conversation (LLaVA-1.5 trains its VQA sets so): the image is then run once for all.
-    rounds: int = Field(default=1, ge=1)
+    # Up to so many questions about one image share a sequence and the image in it; none sees another, so that the loss stays the same.
+    pack: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=2048, ge=16)
     # Write answers with a capital first letter: medical sets mix "yes" and "Yes", and a small model need not learn both.
     capitalise: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import sys
 import time
 from pathlib import Path
@@ -22,9 +23,10 @@ from edgemed.core.conversation import find_template
 from edgemed.core.errors import RecipeError, ResourceError
 from edgemed.core.files import os_errors, save_text
 from edgemed.data import hash_samples, load_samples
-from edgemed.finetune.examples import IGNORE, Collator, Examples, join_rounds
+from edgemed.finetune.examples import IGNORE, Collator, Examples
 from edgemed.finetune.model import PARTS, load_model, merged, part_of, rates
 from edgemed.finetune.recipe import OptimRecipe, Recipe
+from edgemed.finetune.rounding import LoraRounding
 
 
 class StageTrainer(Trainer):
@@ -117,6 +119,22 @@ class Deadline(TrainerCallback):
         control.should_training_stop = control.should_training_stop or time.monotonic() > self.end
 
 
+class RoundingCallback(TrainerCallback):
+    """Every REFRESH steps draws anew whether the LLM computes with 4-bit rounding errors, and brings them up to date."""
+
+    REFRESH = 4
+
+    def __init__(self, model: Any, share: float, seed: int) -> None:
+        self.rounding, self.share, self.draw = LoraRounding(model), share, random.Random(seed)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step % self.REFRESH == 0:
+            self.rounding.apply(self.draw.random() < self.share)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rounding.apply(False)
+
+
 def train(recipe: Recipe) -> Path:
     """Run the stage; returns the output folder. Raises DatasetError, CheckpointError, RecipeError, ResourceError."""
     if recipe.optim.bf16 and not torch.cuda.is_available():
@@ -125,7 +143,6 @@ def train(recipe: Recipe) -> Path:
         raise RecipeError("Expected a learning rate above 0 for some part of this stage, found none.", "Correct [optim].")
     transformers.set_seed(recipe.seed)
     per_set = [(d, load_samples(d.name, d.path, d.split)) for d in recipe.data]
-    samples = [s for d, part in per_set for again in range(d.repeat) for s in join_rounds(part, recipe.rounds, recipe.seed + again)]
     model, tokenizer = load_model(recipe)
     base = model.get_base_model() if recipe.lora else model
     template = find_template(recipe.template)
@@ -136,7 +153,9 @@ def train(recipe: Recipe) -> Path:
     config = base.config
     tower = config.vision_config
     tokens = count_image_tokens(tower.image_size, tower.patch_size, tower.model_type, config.vision_feature_select_strategy)
-    examples = Examples(samples, tokenizer, template, recipe.image, config.image_token_id, tokens, recipe.max_tokens, recipe.capitalise)
+    sets = [(part, d.repeat) for d, part in per_set]
+    limits = recipe.max_tokens, recipe.capitalise, recipe.pack, recipe.seed
+    examples = Examples(sets, tokenizer, template, recipe.image, config.image_token_id, tokens, *limits)
     trainer = _trainer(recipe, model, tokenizer, examples)
     result = trainer.train()
     if not math.isfinite(result.training_loss):
@@ -178,7 +197,9 @@ def _trainer(recipe: Recipe, model: Any, tokenizer: Any, examples: Examples) -> 
         label_names=["labels"],
     )
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
-    callbacks = [Deadline(optim.max_minutes)] if optim.max_minutes else []
+    callbacks: list[TrainerCallback] = [Deadline(optim.max_minutes)] if optim.max_minutes else []
+    if recipe.lora and recipe.lora.rounding:
+        callbacks.append(RoundingCallback(model, recipe.lora.rounding, recipe.seed))
     return StageTrainer(recipe, model=model, args=arguments, train_dataset=examples, data_collator=Collator(pad), callbacks=callbacks)
 
 
