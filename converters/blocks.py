@@ -40,7 +40,7 @@ def available() -> bool:
         return False
     try:
         import converters.kernels  # noqa: F401
-    except ImportError:  # numba refuses a numpy newer than it knows
+    except (ImportError, OSError):  # numba refuses a numpy newer than it knows; llvmlite finds no library it can load
         return False
     return True
 

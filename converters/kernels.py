@@ -36,11 +36,10 @@ F16_SUBNORMAL_MAGIC = np.float32(0.75)  # float32's step between 0.5 and 1 is fl
 F16_SPLIT = np.float32(8193)  # Veltkamp's split at 2^13 + 1: 24 − 13 = 11 bits are left
 TOP6 = np.float32(63)
 LLOYD = 2  # rounds of "nearest levels, then the best line through them" after the search
-# Where a quantity of each lane lies in `lane`. S1–S3 are sums of a pass; NOW_… is of a unit that is tried, BEST_… of the best.
+# Where a quantity of each lane lies in `lane`. S1 to S3 are sums of a pass, NOW_… is what was best so far for the units that are tried.
 LOW, HIGH, TOTAL, MEAN, INVERSE, OFFSET, S1, S2, S3, BEST, SCALE, MINIMUM, Q1, Q2 = (i * LANES for i in range(14))
-UNIT, UNIT_MIN, STEP, MIN, LEAST_ERROR, NOW_STEP, NOW_MIN, NOW_REST, BEST_STEP, BEST_MIN = (i * LANES for i in range(14, 24))
-UNIT_2, UNIT_MIN_2 = 24 * LANES, 25 * LANES
-LANE_VALUES = 26 * LANES
+UNIT, UNIT_MIN, UNIT_2, UNIT_MIN_2, STEP, MIN, LEAST_ERROR, NOW_STEP, NOW_MIN, NOW_REST = (i * LANES for i in range(14, 24))
+LANE_VALUES = 24 * LANES
 
 
 def compiled(function: Any) -> Any:
@@ -308,13 +307,12 @@ def _propose(lane, option, count):
 @compiled
 def _round_affine(x, w, lane, limit, count):
     """NOW_STEP and NOW_MIN, six bits each, with the least weighted error for UNIT and UNIT_MIN; that error in LEAST_ERROR."""
-    for v in range(count):
-        lane[LEAST_ERROR + v] = HUGE
     for option in range(4):
         _propose(lane, option, count)
         _affine_error(x, w, lane, limit, count)
         for v in range(count):
-            better = lane[S3 + v] < lane[LEAST_ERROR + v]
+            # The first counts whatever its error is, which overflows for values of 1e13.
+            better = (option == 0) | (lane[S3 + v] < lane[LEAST_ERROR + v])
             lane[LEAST_ERROR + v] = _pick(better, lane[S3 + v], lane[LEAST_ERROR + v])
             lane[NOW_STEP + v] = _pick(better, lane[STEP + v], lane[NOW_STEP + v])
             lane[NOW_MIN + v] = _pick(better, lane[MIN + v], lane[NOW_MIN + v])
@@ -349,7 +347,6 @@ def choose_affine(rows, importance, top, grid, d, dmin, steps, mins):
                 lane[UNIT_MIN + j] = unit_min
                 lane[UNIT_2 + j] = unit_2
                 lane[UNIT_MIN_2 + j] = unit_min_2
-                lane[BEST + j] = HUGE
         for attempt in range(2):
             if attempt:
                 for v in range(count):
@@ -511,8 +508,6 @@ def choose_symmetric(rows, importance, d, steps):
             d[(first + v) // 16] = size
             for j in range(v, v + 16):
                 lane[UNIT + j] = size
-        for v in range(count):
-            lane[BEST + v] = HUGE
         for option in range(2):
             for v in range(count):
                 unit = lane[UNIT + v]
@@ -522,7 +517,7 @@ def choose_symmetric(rows, importance, d, steps):
                 lane[INVERSE + v] = ONE / (unit * step) if unit * step != ZERO else ZERO
             _symmetric_error(x, w, lane, bottom, top, count)
             for v in range(count):
-                if lane[S2 + v] < lane[BEST + v]:
+                if option == 0 or lane[S2 + v] < lane[BEST + v]:
                     lane[BEST + v] = lane[S2 + v]
                     steps[first + v] = np.int8(lane[STEP + v])
 
