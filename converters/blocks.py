@@ -4,7 +4,7 @@
 
 The formats are ggml's, and so is what is minimised: the squared error under the weights of its own search (named in
 converters/kernels.py), which comes out equal or lower in total; bytes differ. Needs numba, which is imported, and at a machine's first
-use compiles for some ten seconds, when it is called; `worthwhile` says whether a job is large enough for that. Knows nothing about
+use compiles for ten to twenty seconds, when it is called; `worthwhile` says whether a job is large enough for that. Knows nothing about
 models or files.
 """
 
