@@ -1,0 +1,369 @@
+"""edgemed beside its peers on one device in one run: memory, first token, decode speed.
+
+    python -m bench.peers SOURCE --artifact DIR --device gpu --bin-dir DIR [--json FILE]
+
+SOURCE is an HF checkpoint (`python -m bench.full_width tiny OUT` makes one of full width), DIR its conversion. Every program runs in a
+process of its own, one after another; this process watches the card (NVML) or the process tree (PSS) from outside. The task is the
+one of the paper's baselines: an image, 64 text tokens, then 128 new tokens, greedy. First token: from the prepared image to the token,
+median over images it has not seen; decode: the 128 tokens after the first.
+
+edgemed's static is weights on the device and cache by the runtime's own account, its dynamic adds every buffer. transformers' are the
+paper's: `get_memory_footprint()` and `torch.cuda.max_memory_allocated()`; on a CPU neither is counted. "device" is what the card lost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import llama_cpp  # noqa: F401  (before numpy)
+import numpy as np
+from PIL import Image
+
+from edgemed.core.conversation import ImageSlot, Turn, render
+from edgemed.core.manifest import load_artifact
+from edgemed.core.probe import probe_pixels
+from edgemed.report import print_table
+from runtimes.engine import Engine, prepare_request
+from runtimes.memory import measure_memory
+from runtimes.messages import EngineSettings, Finished, PreparedImage
+
+TEXT_TOKENS = 64
+NEW_TOKENS = 128
+IMAGES = 5
+_SAMPLE_S = 0.01
+_MARK = "RESULT "
+MODES = {"gpu": ("fp16", "8-bit", "4-bit"), "cpu": ("fp32", "bf16")}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One program. Bytes, seconds, tokens per second; None: not told by it."""
+
+    program: str
+    static_bytes: int | None = None
+    dynamic_bytes: int | None = None
+    device_bytes: int | None = None
+    first_token_s: float | None = None
+    encode_s: float | None = None
+    decode_tokens_per_s: float | None = None
+    detail: str = ""
+
+
+class Watch:
+    """The largest value of a reading while it runs, from this process."""
+
+    def __init__(self, read: Callable[[], int | None]) -> None:
+        self.read, self.peak, self._stop = read, 0, threading.Event()
+        self.before = read() or 0
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_SAMPLE_S):
+            self.peak = max(self.peak, self.read() or 0)
+
+    def end(self) -> int:
+        """Stop; the peak over what was there before."""
+        self._stop.set()
+        self._thread.join()
+        return max(0, self.peak - self.before)
+
+
+def images(size_px: int) -> list[np.ndarray[Any, Any]]:
+    """The probe's image, rolled: uint8 [size, size, 3] each."""
+    return [np.roll(probe_pixels(size_px), 7 * k, axis=0) for k in range(IMAGES + 1)]
+
+
+# -- what runs in a process of its own ----------------------------------------------------------------------------------
+
+
+def run_edgemed(folder: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Our engine: `settings` of EngineSettings."""
+    artifact = load_artifact(Path(folder))
+    size_px, template = artifact.manifest.image.size_px, artifact.manifest.template
+    with Engine.open(artifact, EngineSettings(**settings)) as engine:
+
+        def text_tokens(question: str) -> int:
+            segments = render(template, (Turn("user", question, images=1),))
+            return len(engine.tokenize([s for s in segments if not isinstance(s, ImageSlot)]))
+
+        question = "Describe"
+        while text_tokens(question) < TEXT_TOKENS:
+            question += " it"
+        answers = []
+        for pixels in images(size_px):
+            picture = PreparedImage(pixels.tobytes(), size_px)
+            request = prepare_request(artifact, (Turn("user", question, images=1),), [picture], max_tokens=NEW_TOKENS + 1, ignore_end=True)
+            answers += [event for event in engine.submit(request) if isinstance(event, Finished)]
+        stats = engine.stats()
+        report = engine.report
+    on_device = [b for b in stats.account if (b.place.startswith("CPU")) == (report.devices == ("CPU",))]
+    static = sum(b.size_bytes for b in on_device if b.what in ("weights", "tower weights", "cache"))
+    timed = answers[1:]
+    return asdict(
+        Row(
+            f"edgemed {artifact.manifest.llm.quant}",
+            static_bytes=static,
+            dynamic_bytes=sum(b.size_bytes for b in on_device),
+            first_token_s=statistics.median(a.timings.first_token_s for a in timed),
+            encode_s=statistics.median(a.timings.encode_s for a in timed),
+            decode_tokens_per_s=statistics.median(a.timings.decode_tokens_per_s for a in timed),
+            detail=json.dumps({f"{b.what} {b.place}": b.size_bytes for b in stats.account} | {"depth": timed[0].usage.prompt_tokens}),
+        )
+    )
+
+
+def run_transformers(folder: str, mode: str) -> dict[str, Any]:
+    """The paper's method: transformers, on a GPU with bitsandbytes for 8 and 4 bits."""
+    import torch
+    from transformers import BitsAndBytesConfig, LlavaForConditionalGeneration
+
+    cuda = torch.cuda.is_available()
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(mode, torch.float16)
+    quantised = {
+        "8-bit": lambda: BitsAndBytesConfig(load_in_8bit=True),
+        "4-bit": lambda: BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float16, bnb_4bit_quant_type="nf4"),
+    }
+    extra = {"quantization_config": quantised[mode]()} if mode in quantised else {}
+    if cuda:
+        extra["device_map"] = {"": 0}
+    model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, **extra).eval()
+    config = model.config
+    tower = config.vision_config
+    count = (tower.image_size // tower.patch_size) ** 2
+    text = torch.arange(5, 5 + TEXT_TOKENS - 1) % 200
+    ids = torch.cat([torch.tensor([1]), torch.full((count,), config.image_token_id), text])[None].to(model.device)
+
+    def seconds(pixels: Any, tokens: int) -> float:
+        shown = torch.from_numpy(pixels).permute(2, 0, 1)[None].to(model.device, dtype) / 127.5 - 1
+        start = time.perf_counter()
+        out = model.generate(input_ids=ids, pixel_values=shown, attention_mask=torch.ones_like(ids), **limits(tokens))
+        assert out.shape[1] == ids.shape[1] + tokens
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def limits(tokens: int) -> dict[str, Any]:
+        return {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+
+    static = int(model.get_memory_footprint())
+    first, *rest = images(tower.image_size)
+    seconds(first, 8)
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    ones = [seconds(pixels, 1) for pixels in rest]
+    alls = [seconds(pixels, NEW_TOKENS + 1) for pixels in rest[:2]]
+    return asdict(
+        Row(
+            f"transformers {mode}",
+            static_bytes=static,
+            dynamic_bytes=int(torch.cuda.max_memory_allocated()) if cuda else None,
+            first_token_s=statistics.median(ones),
+            decode_tokens_per_s=NEW_TOKENS / (statistics.median(alls) - statistics.median(ones)),
+        )
+    )
+
+
+# -- llama.cpp's own programs --------------------------------------------------------------------------------------------
+
+
+def llama_bench(binary: Path, llm: Path, depth: int, gpu: bool, threads: int, settings: dict[str, Any]) -> Row:
+    """Its generation speed after `depth` tokens, with our cache type."""
+    kv = settings.get("kv_type", "f16")
+    command = [str(binary), "-m", str(llm), "-p", "0", "-n", str(NEW_TOKENS), "-d", str(depth), "-r", "3", "-o", "json", "-t", str(threads)]
+    command += ["-ngl", "99" if gpu else "0", "-ctk", kv, "-ctv", kv, "-fa", "1" if gpu else "0"]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return Row("llama-bench", decode_tokens_per_s=float(json.loads(out)[0]["avg_ts"]), detail=f"depth {depth}, cache {kv}")
+
+
+def llama_mtmd(binary: Path, llm: Path, mmproj: Path, image: Path, gpu: bool, threads: int) -> Row:
+    """One answer of llama-mtmd-cli with its default settings, by its own clock."""
+    command = [str(binary), "-m", str(llm), "--mmproj", str(mmproj), "--image", str(image), "-p", "Describe " + "it " * 40]
+    command += ["-n", str(NEW_TOKENS), "-c", "2048", "--temp", "0", "--ignore-eos", "-t", str(threads), "--chat-template", "vicuna"]
+    command += ["-ngl", "99"] if gpu else ["-ngl", "0", "--no-mmproj-offload"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+    text = done.stderr + done.stdout
+    encode = re.search(r"image (?:slice )?encoded in (\d+) ms", text)
+    speed = re.search(r"^.*\beval time\s*=.*?([\d.]+) tokens per second", text[text.rfind("prompt eval time") + 20 :], re.MULTILINE)
+    return Row(
+        "llama-mtmd-cli, defaults",
+        encode_s=int(encode[1]) / 1000 if encode else None,
+        decode_tokens_per_s=float(speed[1]) if speed else None,
+    )
+
+
+def llama_server(binary: Path, llm: Path, mmproj: Path, size_px: int, gpu: bool, threads: int) -> Row:
+    """llama-server with its default settings and one slot, over HTTP on this machine."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [str(binary), "-m", str(llm), "--mmproj", str(mmproj), "-c", "2048", "-np", "1", "--port", str(port), "-t", str(threads)]
+    command += ["--chat-template", "vicuna", "--no-warmup", *(["-ngl", "99"] if gpu else ["-ngl", "0", "--no-mmproj-offload"])]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            _wait_ready(url, process)
+            timed = [_stream(url, pixels) for pixels in images(size_px)][1:]
+        finally:
+            process.terminate()
+    firsts, speeds = zip(*timed, strict=True)
+    return Row("llama-server, defaults", first_token_s=statistics.median(firsts), decode_tokens_per_s=statistics.median(speeds))
+
+
+def _wait_ready(url: str, process: subprocess.Popen[bytes], limit_s: float = 120) -> None:
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2) as reply:
+                if reply.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            pass
+        time.sleep(0.1)
+    raise SystemExit("llama-server did not become ready.")
+
+
+def _stream(url: str, pixels: Any) -> tuple[float, float]:
+    """(seconds to the first token, tokens per second after it)."""
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    link = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    content = [{"type": "image_url", "image_url": {"url": link}}, {"type": "text", "text": "Describe " + "it " * 40}]
+    body = {"messages": [{"role": "user", "content": content}], "stream": True, "temperature": 0, "ignore_eos": True}
+    body |= {"max_tokens": NEW_TOKENS + 1, "cache_prompt": False}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    start, last, timings = time.perf_counter(), None, {}
+    first = None
+    with urllib.request.urlopen(request, timeout=300) as reply:
+        for line in reply:
+            if not line.startswith(b"data: {"):
+                continue
+            event = json.loads(line[6:])
+            last = time.perf_counter()
+            if first is None and event["choices"] and event["choices"][0]["delta"].get("content"):
+                first = last
+            timings = event.get("timings", timings)
+    if first is None or last is None:
+        raise SystemExit("llama-server sent no token.")
+    return first - start, float(timings.get("predicted_per_second", NEW_TOKENS / (last - first)))
+
+
+# -- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def measured(job: str, arguments: Sequence[Any], read: Callable[[int], int | None]) -> Row:
+    """`job` in a process of its own, watched from here."""
+    code = f"import sys, json; from bench import peers; print(peers._MARK + json.dumps(peers.{job}(*json.loads(sys.argv[1]))))"
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen([sys.executable, "-c", code, json.dumps(arguments)], stdout=subprocess.PIPE, stderr=log, text=True)
+        watch = Watch(lambda: read(process.pid))
+        out, _ = process.communicate()
+        peak = watch.end()
+        if process.returncode:
+            log.seek(0)
+            return Row(f"{job.removeprefix('run_')} {arguments[-1]}", detail="failed: " + log.read().strip()[-300:])
+    found = next(line for line in out.splitlines() if line.startswith(_MARK))
+    return Row(**{**json.loads(found.removeprefix(_MARK)), "device_bytes": peak or None})
+
+
+def watched(run: Callable[[], Row], read: Callable[[], int | None]) -> Row:
+    """A program of llama.cpp's, watched."""
+    watch = Watch(read)
+    try:
+        row = run()
+    except (subprocess.CalledProcessError, SystemExit, OSError, ValueError, KeyError) as error:
+        end = str(getattr(error, "stderr", "") or error).strip()[-300:]
+        row = Row(getattr(run, "__name__", "llama.cpp"), detail=f"failed: {end}")
+    return Row(**{**asdict(row), "device_bytes": watch.end() or None})
+
+
+def cells(row: Row) -> list[str]:
+    """A table's row."""
+
+    def gb(value: int | None) -> str:
+        return "" if value is None else f"{value / 1e9:.3f}"
+
+    def ms(value: float | None) -> str:
+        return "" if value is None else f"{1000 * value:.1f}"
+
+    speed = "" if row.decode_tokens_per_s is None else f"{row.decode_tokens_per_s:.1f}"
+    failed = row.detail if row.detail.startswith("failed") else ""
+    memory = [gb(row.static_bytes), gb(row.dynamic_bytes), gb(row.device_bytes)]
+    return [row.program, *memory, ms(row.encode_s), ms(row.first_token_s), speed, failed[:60]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--artifact", type=Path, action="append", default=[])
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--bin-dir", type=Path, help="llama-bench, llama-mtmd-cli and llama-server of the same build")
+    parser.add_argument("--modes", help="transformers' number formats, comma-separated; 'none' leaves it out")
+    parser.add_argument("--settings", action="append", default=[], help="EngineSettings as JSON; each gives a row of ours")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--skip-server", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    gpu = args.device == "gpu"
+
+    def read(pid: int) -> int | None:
+        report = measure_memory(pid)
+        return report.device_used_bytes if gpu else report.pss_bytes
+
+    rows: list[Row] = []
+    base: dict[str, Any] = {"threads": args.threads} | ({} if gpu else {"gpu_layers": 0})
+    chosen = [base | json.loads(text) for text in args.settings] or [base]
+    for folder in args.artifact:
+        artifact = load_artifact(folder)
+        for settings in chosen:
+            row = measured("run_edgemed", [str(folder.resolve()), settings], read)
+            rows.append(Row(**{**asdict(row), "program": f"{row.program} {json.dumps({k: v for k, v in settings.items() if k not in base})}"}))
+            if args.bin_dir and row.detail and not row.detail.startswith("failed"):
+                depth = int(json.loads(row.detail)["depth"]) + TEXT_TOKENS
+                rows.append(llama_bench(args.bin_dir / "llama-bench", artifact.llm_path, depth, gpu, args.threads, settings))
+        if args.bin_dir:
+            pair = artifact.llm_path, artifact.mmproj_path
+            with tempfile.TemporaryDirectory() as scratch:
+                image = Path(scratch) / "image.png"
+                size_px = artifact.manifest.image.size_px
+                Image.fromarray(images(size_px)[0]).save(image)
+
+                def mtmd(pair: tuple[Path, Path] = pair, image: Path = image) -> Row:
+                    return llama_mtmd(args.bin_dir / "llama-mtmd-cli", *pair, image, gpu, args.threads)
+
+                def server(pair: tuple[Path, Path] = pair, size_px: int = size_px) -> Row:
+                    return llama_server(args.bin_dir / "llama-server", *pair, size_px, gpu, args.threads)
+
+                import os
+
+                rows.append(watched(mtmd, lambda: read(os.getpid())))
+                if not args.skip_server:
+                    rows.append(watched(server, lambda: read(os.getpid())))
+    modes = MODES[args.device] if args.modes is None else tuple(m for m in args.modes.split(",") if m != "none")
+    rows += [measured("run_transformers", [str(args.source.resolve()), mode], read) for mode in modes]
+    memory = "device GB" if gpu else "PSS GB"
+    columns = ("program", "static GB", "dynamic GB", memory, "encode ms", "first token ms", "decode tokens/s", "")
+    print_table(f"{args.source.name}: an image, {TEXT_TOKENS} text tokens, {NEW_TOKENS} new tokens", columns, [cells(row) for row in rows])
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+if __name__ == "__main__":
+    main()
