@@ -11,7 +11,7 @@ are mapped from the file count, though the system can drop and read them again; 
 what the card has given out.
 
 What llama.cpp allocates is derived (weights' places, cache, graph.py and compute.py for compute buffers). Four numbers are not: the
-program's own size, the bytes a vocabulary entry costs, copies of an image's rows, and CUDA's context. They were measured (docs/LOG.md,
+program's own size, the bytes that an entry of the vocabulary costs, copies of an image's rows, and CUDA's context. They were measured (docs/LOG.md,
 2026-11-22) and stand here as constants, or in a device's profile.
 """
 
@@ -32,10 +32,11 @@ KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 # Rows of logits that one batch may ask for (or slots, if they are more); libllama makes contexts with it.
 MAX_OUTPUTS = 32
 
-# Measured: Python with numpy, llama.cpp's libraries and what they allocate at once, in the engine's process and in the one that asks it.
-PROGRAM_BYTES = 75_000_000
-# Measured: llama.cpp's vocabulary, a token's text in its three tables, merges included.
-VOCABULARY_ENTRY_BYTES = 640
+# Measured: Python with numpy and llama.cpp's libraries; 47 MB in the engine's process, 53 MB in the one that asks it.
+PROGRAM_BYTES = 100_000_000
+# Measured: llama.cpp's vocabulary, an entry of its tokens and one of its merges.
+TOKEN_BYTES = 160
+MERGE_BYTES = 175
 # Measured: an image's rows in libmtmd, in ours, in the embedding cache, and on their way to llama.cpp.
 ROW_COPIES = 4
 # cudaMalloc gives memory out in pieces of this size.
@@ -117,7 +118,7 @@ def estimate_memory(shape: PairShape, settings: EngineSettings, host: Host, tens
         Item("output", CPU, 4 * llm.vocab * settings.slots),
         *_computed(usage, tower),
         *_images(shape, settings),
-        Item("program", CPU, PROGRAM_BYTES + VOCABULARY_ENTRY_BYTES * llm.vocab),
+        Item("program", CPU, PROGRAM_BYTES + TOKEN_BYTES * llm.vocab + MERGE_BYTES * llm.merges),
     ]
     if GPU in places or tower_place == GPU:
         items.append(Item("program", GPU, host.context_bytes + _grains(items)))

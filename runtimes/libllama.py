@@ -84,6 +84,11 @@ def gpu_devices() -> list[tuple[int, str]]:
     return [(h, bytes(_base.ggml_backend_dev_description(h)).decode()) for h in found]
 
 
+def has_gpu_library() -> bool:
+    """Whether the installed build can use NVIDIA's GPUs, told without waking one."""
+    return any("ggml-cuda" in path.name for path in Path(lib._base_path).iterdir())
+
+
 def runtime_version() -> str:
     """llama.cpp's version with the size and time of the installed library, so that a rebuild counts as another runtime."""
     files = [p for p in sorted(Path(lib._base_path).iterdir()) if "mtmd" in p.name or "ggml" in p.name]

@@ -34,6 +34,8 @@ class LlmShape:
     ffn: int
     vocab: int
     context_length: int
+    # Entries of the tokenizer's table of merges; none in SentencePiece.
+    merges: int
     tensors: dict[str, TensorInfo]
 
     @property
@@ -110,14 +112,16 @@ def _number(header: Header, key: str, default: int | None = None) -> int:
     return value
 
 
+def _length(value: object) -> int:
+    return value.length if isinstance(value, ArrayLength) else len(value) if isinstance(value, list) else 0
+
+
 def _llm_shape(header: Header) -> LlmShape:
     arch = str(header.values.get("general.architecture"))
     heads, width = _number(header, f"{arch}.attention.head_count"), _number(header, f"{arch}.embedding_length")
     embedding = header.tensors.get("token_embd.weight")
-    tokens = header.values.get("tokenizer.ggml.tokens")
-    vocab = tokens.length if isinstance(tokens, ArrayLength) else len(tokens) if isinstance(tokens, list) else 0
-    if embedding is not None and len(embedding.shape) == 2:
-        vocab = embedding.shape[1]
+    if embedding is None or len(embedding.shape) != 2:
+        raise ArtifactError(f"Expected a tensor token_embd.weight in {header.path.name}, found none.", "Convert the model again.")
     return LlmShape(
         arch=arch,
         layers=_number(header, f"{arch}.block_count"),
@@ -126,7 +130,8 @@ def _llm_shape(header: Header) -> LlmShape:
         kv_heads=_number(header, f"{arch}.attention.head_count_kv", heads),
         head_dim=_number(header, f"{arch}.attention.key_length", width // heads),
         ffn=_number(header, f"{arch}.feed_forward_length"),
-        vocab=vocab,
+        vocab=embedding.shape[1],
+        merges=_length(header.values.get("tokenizer.ggml.merges")),
         context_length=_number(header, f"{arch}.context_length"),
         tensors=header.tensors,
     )

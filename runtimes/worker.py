@@ -18,7 +18,6 @@ import traceback
 from typing import BinaryIO
 
 import llama_cpp
-import psutil
 
 from edgemed.core.errors import EdgemedError, EngineLoadError
 from runtimes import libllama
@@ -27,6 +26,7 @@ from runtimes.libmtmd import VisionTower
 from runtimes.messages import LoadReport, Token
 from runtimes.probes import check_vision
 from runtimes.scheduler import Scheduler
+from runtimes.system import physical_cores
 from runtimes.vision import EncodeThread, VisionEncoder
 from runtimes.wire import Cancel, Command, Load, pack_frame, read_frame, write_frame
 
@@ -140,12 +140,6 @@ def limit_memory(size: int | None) -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_DATA, (size, resource.getrlimit(resource.RLIMIT_DATA)[1]))
-
-
-def physical_cores() -> int:
-    """Cores that this process may use, hyper-threads not counted."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(psutil.cpu_count(logical=False) or usable, usable))
 
 
 def end_on_fault() -> None:
