@@ -29,14 +29,13 @@ from edgemed.core.manifest import Artifact, load_artifact
 from edgemed.core.probe import probe_pixels
 from edgemed.core.units import format_bytes
 from runtimes import libllama
-from runtimes.devices import find_device
 from runtimes.engine import Engine, prepare_request
 from runtimes.estimate import Estimate, Host, estimate_memory
 from runtimes.graph import CPU, GPU, Place
 from runtimes.memory import measure_memory
 from runtimes.messages import Buffer, EngineSettings, Failed, PreparedImage
+from runtimes.opening import load_target
 from runtimes.shape import PairShape, read_shape
-from runtimes.system import physical_cores
 
 NEW_TOKENS = 8
 SAMPLE_S = 0.05
@@ -157,8 +156,9 @@ def compare(artifact: Artifact, shape: PairShape, settings: EngineSettings, host
     before = measure_memory(os.getpid(), settings.device).device_used_bytes
     sampler, loaded = Sampler(settings.device), Sampler(settings.device)
     with Engine.open(artifact, settings) as engine:
-        time.sleep(0.2)
-        loaded.sample()
+        for _ in range(3):
+            time.sleep(0.1)
+            loaded.sample()
         with sampler.running():
             fill(engine)
         account = engine.stats().account
@@ -183,22 +183,13 @@ def _account_bytes(account: tuple[Buffer, ...], place: Place) -> int:
 
 def host_of(device: str) -> Host:
     """This machine as the estimate wants it. Raises ResourceError where a GPU is asked for and llama.cpp finds none."""
-    from edgemed.core.errors import ResourceError
-
-    profile = find_device(device)
-    if profile.gpu and not libllama.gpu_devices():
-        raise ResourceError(
-            "Expected a GPU that the installed llama-cpp-python can use, found none.",
-            "Run with --device cpu, or install it with: CMAKE_ARGS=-DGGML_CUDA=ON pip install --no-binary llama-cpp-python llama-cpp-python",
-        )
-    context = int(profile.context_bytes.value) if profile.context_bytes is not None else 0
-    return Host(profile.gpu, libllama.cpu_features(), context, physical_cores())
+    return load_target(device).host
 
 
 def warm_up(artifact: Artifact, host: Host) -> None:
     """The first load by a runtime runs the tower for its self-check, which holds more after loading than any later one."""
     for tower in ("gpu", "cpu") if host.gpu else ("cpu",):
-        Engine.open(artifact, EngineSettings(context_tokens=512, gpu_layers=0, tower=tower)).close()  # type: ignore[arg-type]
+        Engine.open(artifact, EngineSettings(context_tokens=512, gpu_layers=0, tower=tower)).close()
 
 
 def describe(settings: EngineSettings) -> str:

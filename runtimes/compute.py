@@ -57,12 +57,12 @@ def llm_compute(
     shape: LlmShape, setup: Setup, layer_places: Sequence[Place], output_place: Place, places: Sequence[Place], type_bytes: TypeBytes,
     threads: int, offload: bool = True,
 ) -> Usage:  # fmt: skip
-    """The largest of the graphs that are run: a full batch of tokens, one of image rows, and one token a slot."""
+    """The larger of the graphs that llama.cpp reserves room for: a full batch of tokens, and one token a slot. (A batch of image rows
+    has no more than one row of logits, and was seen not to make the buffers grow.)"""
     sizes: dict[Place, int] = dict.fromkeys(places, 0)
     scratch = 0
-    rows = setup.batch_rows
-    for batch, outputs, image in ((rows, min(rows, setup.outputs), False), (rows, min(rows, setup.outputs), True), (setup.slots,) * 2 + (False,)):
-        drawing = _LlmGraph(shape, setup, layer_places, output_place, places, type_bytes, batch, outputs, image)
+    for batch, outputs in ((setup.batch_rows, min(setup.batch_rows, setup.outputs)), (setup.slots, setup.slots)):
+        drawing = _LlmGraph(shape, setup, layer_places, output_place, places, type_bytes, batch, outputs)
         scratch = max(scratch, cpu_scratch(drawing.graph, threads, type_bytes) if set(layer_places) == {CPU} else 0)
         for place, size in drawing.graph.allocate(places, offload).items():
             sizes[place] = max(sizes[place], size)
@@ -108,32 +108,32 @@ def _converted_bytes(left: int, right: tuple[int, ...], type_bytes: TypeBytes) -
 
 
 class _LlmGraph:
-    """One batch: `rows` tokens, or rows of images, with logits for `outputs` of them."""
+    """One batch: `rows` tokens, with logits for `outputs` of them."""
 
     def __init__(
         self, shape: LlmShape, setup: Setup, layer_places: Sequence[Place], output_place: Place, places: Sequence[Place],
-        type_bytes: TypeBytes, rows: int, outputs: int, image: bool,
+        type_bytes: TypeBytes, rows: int, outputs: int,
     ) -> None:  # fmt: skip
         self.graph = Graph(type_bytes)
         self.shape, self.setup, self.rows, self.outputs = shape, setup, rows, outputs
         self.layer_places, self.output_place = layer_places, output_place
         # Where everything is on the GPU, or a batch is small, norms stay with their layer (llama-context.cpp, graph_get_cb).
         self.pin_norms = len(places) > 1 and (rows < 32 or CPU not in layer_places)
-        self.draw(image)
+        self.draw()
 
     def weight(self, name: str, place: Place) -> Tensor | None:
         info = self.shape.tensors.get(name)
         return None if info is None else self.graph.stored(info.type, info.shape, place)
 
-    def draw(self, image: bool) -> None:
+    def draw(self) -> None:
         g, setup = self.graph, self.setup
         table = self.weight("token_embd.weight", CPU)
         assert table is not None
         embedded = g.get_rows(table, g.input(I32, (self.rows,)))
-        given = g.input(F32, (self.shape.width, self.rows))
+        images = g.input(F32, (self.shape.width, self.rows))  # unused here, but allocated
         g.expand(embedded)
-        g.expand(given)
-        x = given if image else embedded
+        g.expand(images)
+        x = embedded
         self.positions = g.input(I32, (self.rows,))
         self.k_ids = g.input(I64, (self.rows,))
         transposed = not setup.flash_attention

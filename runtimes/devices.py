@@ -65,6 +65,8 @@ class Profile(_Frozen):
     compute_capability: Figure | None = None
     # CUDA's context and libraries' own memory on the card, beside every buffer that llama.cpp reports.
     context_bytes: Figure | None = None
+    # As NVML spells the device itself, so that it is known where it is here; not verified on the devices.
+    nvml_names: tuple[str, ...] = ()
     # Of its CPU, what a portable build of llama.cpp uses to repack weights.
     cpu_features: tuple[str, ...] = ()
     settings: Suited = Suited()

@@ -95,7 +95,7 @@ class Engine:
 
     @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings | None = None) -> Engine:
-        """Verify the files, start the worker, load, self-check. Raises ArtifactError, EngineLoadError (EngineMemoryError), EngineDiedError."""
+        """Verify the files, start the worker, load, self-check. Raises ArtifactError, EngineLoadError or …MemoryError, EngineDiedError."""
         settings = settings or EngineSettings()
         _check_settings(settings)
         verify_files(artifact)

@@ -11,8 +11,8 @@ are mapped from the file count, though the system can drop and read them again; 
 what the card has given out.
 
 What llama.cpp allocates is derived (weights' places, cache, graph.py and compute.py for compute buffers). Four numbers are not: the
-program's own size, the bytes that an entry of the vocabulary costs, copies of an image's rows, and CUDA's context. They were measured (docs/LOG.md,
-2026-11-22) and stand here as constants, or in a device's profile.
+program's own size, the bytes of an entry of the vocabulary, copies of an image's rows, and CUDA's context. They were measured
+(docs/LOG.md, 2026-11-22) and stand here as constants, or in a device's profile.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ ROW_COPIES = 4
 # cudaMalloc gives memory out in pieces of this size.
 CUDA_GRAIN_BYTES = 2 << 20
 
-What = Literal["weights", "repacked weights", "tower weights", "cache", "output", "compute", "tower compute", "scratch", "images", "program"]
+What = Literal[
+    "weights", "repacked weights", "tower weights", "cache", "output", "compute", "tower compute", "scratch", "images", "program"
+]
 _DYNAMIC = frozenset({"compute", "tower compute", "scratch", "images"})
 
 

@@ -49,6 +49,8 @@ for _library, _name, _args, _result in (
     (_base, "ggml_backend_tensor_set", [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None),
     (_base, "ggml_backend_dev_description", [ctypes.c_void_p], ctypes.c_char_p),
     (_base, "ggml_backend_dev_type", [ctypes.c_void_p], ctypes.c_int),
+    (_base, "ggml_backend_dev_buffer_type", [ctypes.c_void_p], ctypes.c_void_p),
+    (_base, "ggml_backend_buft_alloc_buffer", [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_void_p),
     (_ggml, "ggml_backend_dev_count", [], ctypes.c_size_t),
     (_ggml, "ggml_backend_dev_get", [ctypes.c_size_t], ctypes.c_void_p),
 ):
@@ -82,6 +84,13 @@ def gpu_devices() -> list[tuple[int, str]]:
     handles = [int(_ggml.ggml_backend_dev_get(i)) for i in range(int(_ggml.ggml_backend_dev_count()))]
     found = [h for h in handles if int(_base.ggml_backend_dev_type(h)) in _GPU_DEVICE_TYPES]
     return [(h, bytes(_base.ggml_backend_dev_description(h)).decode()) for h in found]
+
+
+def hold_gpu_memory(device: int, size: int) -> int | None:
+    """Take `size` bytes of a GPU until the process ends; a handle, or None where they cannot be had."""
+    handle = gpu_devices()[device][0]
+    buffer = _base.ggml_backend_buft_alloc_buffer(_base.ggml_backend_dev_buffer_type(handle), size)
+    return int(buffer) if buffer else None
 
 
 def has_gpu_library() -> bool:

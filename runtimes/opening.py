@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgemed.core.errors import EngineMemoryError, ResourceError
+from edgemed.core.errors import ArtifactError, EngineMemoryError, ResourceError
 from edgemed.core.manifest import Artifact
 from edgemed.core.units import format_bytes
 from runtimes import libllama
@@ -19,7 +19,7 @@ from runtimes.engine import Engine
 from runtimes.estimate import Host
 from runtimes.memory import read_gpu
 from runtimes.planner import Plan, Target, Wish, list_plans, make_plan
-from runtimes.shape import read_shape
+from runtimes.shape import PairShape, read_shape
 from runtimes.system import physical_cores
 
 _CUDA_HINT = "Choose --device cpu, or install it with: CMAKE_ARGS=-DGGML_CUDA=ON pip install --no-binary llama-cpp-python llama-cpp-python"
@@ -57,15 +57,24 @@ def load_target(name: str | None, index: int = 0) -> Target:
 
 def plan_artifact(artifact: Artifact, target: Target, wish: Wish) -> Plan:
     """The best plan. Raises ArtifactError, InputError, ResourceError."""
-    return make_plan(read_shape(artifact, libllama.tensor_bytes), target, wish, libllama.tensor_bytes)
+    return make_plan(_shape_of(artifact), target, wish, libllama.tensor_bytes)
+
+
+def _shape_of(artifact: Artifact) -> PairShape:
+    if artifact.manifest.certificate is None:
+        raise ArtifactError(
+            f"Expected a parity certificate in the manifest of {artifact.folder}, found none, so that its tower cannot be checked.",
+            "Convert the model again.",
+        )
+    return read_shape(artifact, libllama.tensor_bytes)
 
 
 def open_planned(artifact: Artifact, target: Target, wish: Wish, note: Callable[[str], None]) -> tuple[Engine, Plan]:
     """Load by the best plan, or by the next where memory could not be had, saying so to `note`. Raises what Engine.open raises."""
     failed: EngineMemoryError | None = None
-    for plan in list_plans(read_shape(artifact, libllama.tensor_bytes), target, wish, libllama.tensor_bytes):
+    for plan in list_plans(_shape_of(artifact), target, wish, libllama.tensor_bytes):
         if failed is not None:
-            note(f"Loading failed for lack of memory; trying a smaller plan. {plan.reasons[-2]}")
+            note(f"Loading failed for lack of memory; trying a smaller plan: {plan.step}.")
         try:
             return Engine.open(artifact, plan.settings), plan
         except EngineMemoryError as error:

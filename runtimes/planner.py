@@ -68,6 +68,8 @@ class Plan:
     settings: EngineSettings
     estimate: Estimate
     reasons: tuple[str, ...]
+    # What was given up last, or how it begins.
+    step: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,15 +94,16 @@ def list_plans(shape: PairShape, target: Target, wish: Wish, tensor_bytes: Tenso
         return estimate_memory(shape, settings, target.host, tensor_bytes)
 
     steps: list[_Step] = []
-    reasons: list[str] = []
+    reasons: list[str] = []  # why each step down was taken
     fitted = False
     for step in _ladder(shape, target, wish, estimate):
-        reasons += [_because(step.said, target, estimate(steps[-1].settings))] if steps else [step.said, *_choices(step.settings)]
+        reasons += [_because(step.said, target, estimate(steps[-1].settings))] if steps else []
         steps.append(step)
         found = estimate(step.settings)
         if target.lacks(found) is None:
             fitted = True
-            yield Plan(target, step.settings, found, (*reasons, _summary(target, found)))
+            said = (steps[0].said, *reasons, *_choices(step.settings, shape), _summary(target, found))
+            yield Plan(target, step.settings, found, said, step.said)
     if not fitted:
         raise _nothing_fits(shape, target, wish, steps, estimate)
 
@@ -209,12 +212,20 @@ def _beginning(settings: EngineSettings, shape: PairShape, target: Target, wish:
     )
 
 
-def _choices(settings: EngineSettings) -> Iterator[str]:
+def _choices(settings: EngineSettings, shape: PairShape) -> Iterator[str]:
+    yield (
+        f"So: a cache in {settings.kv_type} for {settings.slots} × {settings.context_tokens} tokens, micro-batches of "
+        f"{settings.micro_batch}, {_layers(settings, shape)}, the vision tower on the {str(settings.tower).upper()}."
+    )
     yield "Flash attention is on: without it the compute buffer grows with context times micro-batch."
+
+
+def _layers(settings: EngineSettings, shape: PairShape) -> str:
     if settings.gpu_layers == 0:
-        yield "Weights and vision tower are on the CPU."
-    else:
-        yield "Layers and vision tower go to the GPU, where both are fastest."
+        return "all layers on the CPU"
+    if settings.gpu_layers < 0 or settings.gpu_layers > shape.llm.layers:
+        return "all layers on the GPU"
+    return f"{settings.gpu_layers} of {shape.llm.layers + 1} layers on the GPU"
 
 
 def _because(said: str, target: Target, previous: Estimate) -> str:
@@ -252,9 +263,7 @@ def _nothing_fits(
     return ResourceError(message, _advice(shape, target, wish, step.settings, estimate))
 
 
-def _advice(
-    shape: PairShape, target: Target, wish: Wish, settings: EngineSettings, estimate: Callable[[EngineSettings], Estimate]
-) -> str:
+def _advice(shape: PairShape, target: Target, wish: Wish, settings: EngineSettings, estimate: Callable[[EngineSettings], Estimate]) -> str:
     """What would help, tried by estimate: fewer users, a smaller context, fewer bits, another device."""
     found: list[str] = []
     users = wish.users

@@ -92,7 +92,12 @@ def changed_parts(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     [
         ("align", "", "llm_rate = 1e-3\ntower_rate = 1e-3", {"projector"}),
         ("instruct", "", "llm_rate = 1e-3", {"projector", "llm"}),
-        ("vqa", "pack = 2\nlora = { rank = 4, alpha = 8, rounding = 0.5 }", "llm_rate = 1e-2\ntower_rate = 1e-3", {"projector", "llm", "tower"}),
+        (
+            "vqa",
+            "pack = 2\nlora = { rank = 4, alpha = 8, rounding = 0.5 }",
+            "llm_rate = 1e-2\ntower_rate = 1e-3",
+            {"projector", "llm", "tower"},
+        ),
     ],
 )
 def test_a_stage_trains_its_parts_alone(

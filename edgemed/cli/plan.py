@@ -32,10 +32,10 @@ def plan(
     target = plan_target(device)
     wish = make_wish(users=users, context=context, kv=kv, micro_batch=micro_batch, gpu_layers=gpu_layers, tower=tower)
     artifact = require_artifact(folder, out)
-    if artifact.manifest.certificate is None:
-        out.warn("This model has no parity certificate, so that its vision tower cannot be checked when it is loaded. Convert it again.")
     found = plan_artifact(artifact, target, wish)
-    out.table(f"{artifact.manifest.name}, {artifact.manifest.llm.quant}, for {target.profile.title}", ("what", "where", "size"), rows_of(found))
+    out.table(
+        f"{artifact.manifest.name}, {artifact.manifest.llm.quant}, for {target.profile.title}", ("what", "where", "size"), rows_of(found)
+    )
     for reason in found.reasons:
         out.text(reason)
     for line in describe_profile(target.profile):
