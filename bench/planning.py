@@ -223,9 +223,14 @@ def main() -> None:
         for settings in cuda_grid(shape.llm.layers, args.quick) if host.gpu else cpu_grid(args.quick):
             if settings.context_tokens < shape.image_tokens + 128:
                 continue
-            found = compare(artifact, shape, settings, host)
-            rows += found
             print(f"{artifact.folder.name}: {describe(settings)}")
+            try:
+                found = compare(artifact, shape, settings, host)
+            except EdgemedError as error:  # one setting that fails must not lose the others' figures; it is in the result
+                print(f"    failed: {error.message}", flush=True)
+                records.append({"artifact": artifact.folder.name, "settings": asdict(settings), "failed": error.message})
+                continue
+            rows += found
             for row in found:
                 sizes = f"predicted {format_bytes(row.predicted_bytes):>9}  measured {format_bytes(row.measured_bytes):>9}"
                 print(f"    {row.what:<18} {sizes}  ratio {row.ratio:.3f}", flush=True)
