@@ -1,11 +1,11 @@
 """What a converted model costs: the static card first, then what was measured, then the distance between the two.
 
-    trace = measure_artifact(artifact, find_device("cpu"))
+    trace = measure_artifact(artifact, find_device("cpu"))          # a profile of runtimes/devices.py
 
 Static: both files and the key-value cache, as they are reported at loading. Measured: the memory of this program's whole process
 tree on a CPU, or of the engine on the GPU by NVML (what all of the device holds more than before, where NVML names no process),
 sampled while questions are answered; and the speed of that. Thin for now:
-fixed questions about the fixed probe image, greedy.
+fixed questions about the fixed probe image, greedy. A device that is not here has its budget emulated, and every figure says so.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import statistics
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from bench.devices import Device
 from edgemed.core.manifest import Artifact
 from edgemed.core.probe import probe_pixels
 from edgemed.core.units import format_bytes, format_duration
+from runtimes.devices import Profile
+from runtimes.emulation import emulate
 from runtimes.engine import Engine
 from runtimes.memory import measure_memory
 from runtimes.messages import EngineSettings, Finished, PreparedImage
+from runtimes.opening import plan_artifact
+from runtimes.planner import Wish
 
 QUESTIONS = ("Describe this image in detail.", "What organs can be seen? Name all of them.", "Is anything abnormal? Explain.")
 MAX_TOKENS = 64
@@ -53,6 +56,8 @@ class Trace:
     new_tokens: int
     devices: tuple[str, ...]
     runtime: str
+    # What is emulated on what, where the figures are not the device's own.
+    emulated: str = ""
 
 
 @dataclass
@@ -103,10 +108,14 @@ def _sampled(device: int) -> Iterator[_Peaks]:
         peaks.sample(device)
 
 
-def measure_artifact(artifact: Artifact, device: Device) -> Trace:
-    """Load, ask three questions about one image, and measure. Raises what the engine raises."""
-    context = min(CONTEXT_TOKENS, artifact.manifest.llm.context_length)
-    settings = EngineSettings(context_tokens=context, gpu_layers=-1 if device.gpu else 0)
+def measure_artifact(artifact: Artifact, device: Profile) -> Trace:
+    """Plan, load, ask three questions about one image, and measure. Raises what the engine raises, and ResourceError."""
+    wish = Wish(context_tokens=min(CONTEXT_TOKENS, artifact.manifest.llm.context_length))
+    with emulate(device) as stage:
+        return replace(_measure(artifact, stage.limit(plan_artifact(artifact, stage.target, wish))), emulated=stage.label)
+
+
+def _measure(artifact: Artifact, settings: EngineSettings) -> Trace:
     size_px = artifact.manifest.image.size_px
     image = PreparedImage(probe_pixels(size_px).tobytes(), size_px)
     with _sampled(settings.device) as peaks, Engine.open(artifact, settings) as engine:
@@ -144,16 +153,23 @@ def _decode_speed(answers: list[Finished]) -> float:
     return sum(a.usage.new_tokens - 1 for a in answers) / seconds if seconds > 0 else 0.0
 
 
-def rows_of(trace: Trace, device: Device) -> list[tuple[str, str]]:
-    """A trace as a table's rows: static, measured, gap, speed, and whether the device has room."""
-    peak = trace.peak_device_bytes if device.gpu else trace.peak_rss_bytes
+def rows_of(trace: Trace, device: Profile) -> list[tuple[str, str]]:
+    """A trace as a table's rows: static, measured, gap, speed, and whether the device has room; each marked where it is emulated."""
+    rows = _rows_of(trace, device)
+    return [(f"{name} (emulated)", value) for name, value in rows] + [("emulated", trace.emulated)] if trace.emulated else rows
+
+
+def _rows_of(trace: Trace, device: Profile) -> list[tuple[str, str]]:
+    # An emulated budget may have been a processor's, under a GPU's name.
+    gpu = device.gpu and (on_gpu(trace.devices) or not trace.emulated)
+    peak = trace.peak_device_bytes if gpu else trace.peak_rss_bytes
     what = {None: "on the GPU", "process": "on the GPU", "growth": "growth of the whole GPU's use"}[trace.device_basis]
     rows = [
         ("static: language model", format_bytes(trace.model_bytes)),
         ("static: tower and projector", format_bytes(trace.vision_bytes)),
         ("static: key-value cache", format_bytes(trace.kv_bytes)),
         ("static: sum", format_bytes(trace.static_bytes)),
-        (f"measured: peak {what if device.gpu else 'of all processes (RSS)'}", "not measured" if peak is None else format_bytes(peak)),
+        (f"measured: peak {what if gpu else 'of all processes (RSS)'}", "not measured" if peak is None else format_bytes(peak)),
         ("measured less static", "not measured" if peak is None else format_bytes(peak - trace.static_bytes)),
         ("load", format_duration(trace.load_s)),
         ("image encoding", format_duration(trace.image_encode_s)),
@@ -162,7 +178,8 @@ def rows_of(trace: Trace, device: Device) -> list[tuple[str, str]]:
         ("decoding", f"{trace.decode_tokens_per_s:.1f} tokens/s over {trace.new_tokens} tokens"),
         ("measured on", ", ".join(trace.devices) or "CPU"),
     ]
-    if device.memory_bytes is not None:
-        fits = "not measured" if peak is None else f"{'fits' if peak <= device.memory_bytes else 'does not fit'} (by memory, not run on it)"
-        rows.append((f"{device.title}, {format_bytes(device.memory_bytes)}", fits))
+    if device.usable_bytes is not None:
+        room = device.usable_bytes.value
+        fits = "not measured" if peak is None else f"{'fits' if peak <= room else 'does not fit'} (by memory, not run on it)"
+        rows.append((f"{device.title}, {format_bytes(room)} to be had", fits))
     return rows

@@ -22,15 +22,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.core.conversation import ImageSlot, Text, Turn, clean_answer
-from edgemed.core.errors import EdgemedError, EngineDiedError, EngineError, InputError
+from edgemed.core.errors import EdgemedError, EngineDiedError, EngineError, EngineMemoryError, InputError
 from edgemed.core.images import load_image, prepare
 from edgemed.core.manifest import Artifact, verify_files
+from runtimes.account import lacks_memory
 from runtimes.memory import measure_memory
 from runtimes.messages import EngineSettings, EngineStats, Event, Failed, Finished, LoadReport, PreparedImage, Request, Token
 from runtimes.process import Pending, WorkerProcess
 from runtimes.wire import Cancel, Embed, Evaluate, Load, SchedulerStats, Stats, Submit, Tokenize
 
 F32 = NDArray[np.float32]
+
+MEMORY_HINT = "Use a smaller context, fewer slots or a 4-bit model; see: edgemed plan"
 
 
 def prepare_image(artifact: Artifact, image: Path) -> PreparedImage:
@@ -92,7 +95,7 @@ class Engine:
 
     @classmethod
     def open(cls, artifact: Artifact, settings: EngineSettings | None = None) -> Engine:
-        """Verify the files, start the worker, load, self-check. Raises ArtifactError, EngineLoadError, EngineDiedError."""
+        """Verify the files, start the worker, load, self-check. Raises ArtifactError, EngineLoadError or …MemoryError, EngineDiedError."""
         settings = settings or EngineSettings()
         _check_settings(settings)
         verify_files(artifact)
@@ -103,6 +106,12 @@ class Engine:
         process = WorkerProcess()
         try:
             report = process.call(Load(self.artifact, self.settings))
+        except EngineDiedError as error:
+            process.close()
+            # llama.cpp does not survive every allocation that fails, and a system kills what takes too much.
+            if lacks_memory([error.message]):
+                raise EngineMemoryError(f"The model does not fit this machine's memory. {error.message}", MEMORY_HINT) from error
+            raise
         except BaseException:
             process.close()
             raise
@@ -212,6 +221,7 @@ class Engine:
             kv_bytes=report.kv_bytes,
             restarts=self._restarts,
             memory=measure_memory(process.pid, self.settings.device),
+            account=reply.account,
         )
 
     def _check_images(self, images: Sequence[PreparedImage]) -> None:

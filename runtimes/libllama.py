@@ -21,8 +21,9 @@ import numpy as np
 from llama_cpp._ctypes_extensions import load_shared_library
 from numpy.typing import NDArray
 
-from edgemed.core.errors import EngineError, EngineLoadError
-from runtimes.messages import EngineSettings, Sampling
+from edgemed.core.errors import EngineError, EngineLoadError, EngineMemoryError
+from runtimes.account import Lines, lacks_memory, read_account
+from runtimes.messages import Buffer, EngineSettings, Sampling
 
 # The wrapper's own type hints say array where its functions want pointers.
 lib: Any = llama_cpp.llama_cpp
@@ -41,6 +42,7 @@ _GPU_DEVICE_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
 
 _base = load_shared_library("ggml-base", lib._base_path)
 _ggml = load_shared_library("ggml", lib._base_path)
+_cpu = load_shared_library("ggml-cpu", lib._base_path)
 for _library, _name, _args, _result in (
     (_base, "ggml_blck_size", [ctypes.c_int], ctypes.c_int64),
     (_base, "ggml_type_size", [ctypes.c_int], ctypes.c_size_t),
@@ -49,6 +51,8 @@ for _library, _name, _args, _result in (
     (_base, "ggml_prec_set_acc", [ctypes.c_void_p, ctypes.c_int], ctypes.c_bool),
     (_base, "ggml_backend_dev_description", [ctypes.c_void_p], ctypes.c_char_p),
     (_base, "ggml_backend_dev_type", [ctypes.c_void_p], ctypes.c_int),
+    (_base, "ggml_backend_dev_buffer_type", [ctypes.c_void_p], ctypes.c_void_p),
+    (_base, "ggml_backend_buft_alloc_buffer", [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_void_p),
     (_ggml, "ggml_backend_dev_count", [], ctypes.c_size_t),
     (_ggml, "ggml_backend_dev_get", [ctypes.c_size_t], ctypes.c_void_p),
 ):
@@ -89,6 +93,18 @@ def gpu_devices() -> list[tuple[int, str]]:
     return [(h, bytes(_base.ggml_backend_dev_description(h)).decode()) for h in found]
 
 
+def hold_gpu_memory(device: int, size: int) -> int | None:
+    """Take `size` bytes of a GPU until the process ends; a handle, or None where they cannot be had."""
+    handle = gpu_devices()[device][0]
+    buffer = _base.ggml_backend_buft_alloc_buffer(_base.ggml_backend_dev_buffer_type(handle), size)
+    return int(buffer) if buffer else None
+
+
+def has_gpu_library() -> bool:
+    """Whether the installed build can use NVIDIA's GPUs, told without waking one."""
+    return any("ggml-cuda" in path.name for path in Path(lib._base_path).iterdir())
+
+
 def runtime_version() -> str:
     """llama.cpp's version with the size and time of the installed library, so that a rebuild counts as another runtime."""
     files = [p for p in sorted(Path(lib._base_path).iterdir()) if "mtmd" in p.name or "ggml" in p.name]
@@ -96,21 +112,41 @@ def runtime_version() -> str:
     return f"{lib.llama_version().decode()} {sum(s.st_size for s in stats)} {max(s.st_mtime_ns for s in stats)}"
 
 
+_lines = Lines()
+
+
 @lib.llama_log_callback  # type: ignore[untyped-decorator]
-def _log_errors(level: int, text: bytes, _user: object) -> None:
-    # 3 is GGML_LOG_LEVEL_ERROR; stderr is collected by the parent for its error messages.
-    if level == 3:
+def _log(level: int, text: bytes, _user: object) -> None:
+    # 4 is GGML_LOG_LEVEL_ERROR; stderr is collected by the parent for its error messages.
+    if level == 4:
         os.write(2, text)
+    _lines.add(level, text.decode(errors="replace"))
 
 
 def quiet_logs() -> None:
-    """Only errors to stderr."""
-    lib.llama_log_set(_log_errors, ctypes.c_void_p(0))
+    """Only errors to stderr; sizes are kept for `current_account`."""
+    lib.llama_log_set(_log, ctypes.c_void_p(0))
 
 
 def log_callback() -> object:
     """The callback of `quiet_logs`, for libmtmd."""
-    return _log_errors
+    return _log
+
+
+def current_account() -> tuple[Buffer, ...]:
+    """What llama.cpp and libmtmd have said of their buffers so far, in this process."""
+    return read_account(_lines.kept)
+
+
+def load_error(message: str, hint: str) -> EngineLoadError:
+    """The error for something that did not load: for lack of memory, if llama.cpp's own last errors say so."""
+    return (EngineMemoryError if lacks_memory(_lines.errors) else EngineLoadError)(message, hint)
+
+
+def cpu_features() -> frozenset[str]:
+    """What of the processor the installed build uses, in ggml's names: "avx2", "neon", "dotprod", "matmul_int8", …"""
+    names = ("avx2", "avx512", "neon", "dotprod", "matmul_int8")
+    return frozenset(name for name in names if getattr(_cpu, f"ggml_cpu_has_{name}")())
 
 
 class LanguageModel:
@@ -121,12 +157,12 @@ class LanguageModel:
         lib.llama_backend_init()
         self._model = lib.llama_model_load_from_file(os.fsencode(path), _model_params(settings, no_space_prefix))
         if not self._model:
-            raise EngineLoadError(f"llama.cpp could not load {path.name}.", "Run: edgemed verify, or convert the model again.")
+            raise load_error(f"llama.cpp could not load {path.name}.", "Run: edgemed verify, or convert the model again.")
         self.kv_tokens = settings.kv_tokens or settings.slots * settings.context_tokens
         self._ctx = lib.llama_init_from_model(self._model, _context_params(settings, threads, self.kv_tokens))
         if not self._ctx:
             lib.llama_model_free(self._model)
-            raise EngineLoadError(
+            raise load_error(
                 f"llama.cpp could not make a context of {self.kv_tokens} tokens for {path.name}, mostly for lack of memory.",
                 "Use a smaller context or fewer slots.",
             )

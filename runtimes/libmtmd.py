@@ -19,7 +19,7 @@ import llama_cpp.mtmd_cpp
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.core.errors import EngineError, EngineLoadError
+from edgemed.core.errors import EngineError
 from runtimes import libllama
 
 lib: Any = llama_cpp.mtmd_cpp
@@ -88,7 +88,7 @@ class VisionTower:
         # No text model: the rows are fed by us, and the pair was checked before (gguf_check.py).
         self._ctx = lib.mtmd_init_from_file(os.fsencode(path), None, params)
         if not self._ctx:
-            raise EngineLoadError(f"llama.cpp could not load {path.name}.", "Run: edgemed verify, or convert the model again.")
+            raise libllama.load_error(f"llama.cpp could not load {path.name}.", "Run: edgemed verify, or convert the model again.")
 
     def close(self) -> None:
         """Free the tower."""

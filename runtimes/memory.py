@@ -9,14 +9,17 @@ anonymous memory leaves them out: that is what cannot be given back. GPU memory 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 
 from runtimes.messages import MemoryReport
+
+T = TypeVar("T")
 
 
 def measure_memory(pid: int, device: int = 0) -> MemoryReport:
@@ -61,27 +64,53 @@ def _read_rollup(pid: int) -> dict[str, int] | None:
     return sizes if {"Pss", "Anonymous"} <= sizes.keys() else None
 
 
+@dataclass(frozen=True)
+class GpuMemory:
+    """A card by NVML."""
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+
+
+def read_gpu(device: int = 0) -> GpuMemory | None:
+    """The GPU that CUDA calls `device`; None where there is no NVML or no such GPU."""
+
+    def read(nvml: Any, handle: Any) -> GpuMemory:
+        memory, name = nvml.nvmlDeviceGetMemoryInfo(handle), nvml.nvmlDeviceGetName(handle)
+        return GpuMemory(name.decode() if isinstance(name, bytes) else str(name), int(memory.total), int(memory.free))
+
+    return _ask_nvml(device, read)
+
+
 def _device_memory(pids: set[int], device: int) -> tuple[int | None, int | None]:
     """(bytes used on the GPU by all, by these processes); None where NVML or the number is not to be had."""
+
+    def read(nvml: Any, handle: Any) -> tuple[int, int | None]:
+        used = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
+        ours = [p.usedGpuMemory for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid in pids]
+        # In a container the driver knows other process ids than ours, or keeps the numbers to itself.
+        return used, sum(int(n) for n in ours) if ours and None not in ours else None
+
+    return _ask_nvml(device, read) or (None, None)
+
+
+def _ask_nvml(device: int, read: Callable[[Any, Any], T]) -> T | None:
     try:
         import pynvml
     except ImportError:
-        return None, None
+        return None
     nvml: Any = pynvml
     try:
         nvml.nvmlInit()
     except nvml.NVMLError:
-        return None, None
+        return None
     try:
-        handle = _device_handle(nvml, device)
-        used = int(nvml.nvmlDeviceGetMemoryInfo(handle).used)
-        ours = [p.usedGpuMemory for p in nvml.nvmlDeviceGetComputeRunningProcesses(handle) if p.pid in pids]
+        return read(nvml, _device_handle(nvml, device))
     except (nvml.NVMLError, IndexError):
-        return None, None
+        return None
     finally:
         nvml.nvmlShutdown()
-    # In a container the driver knows other process ids than ours, or keeps the numbers to itself.
-    return used, sum(int(n) for n in ours) if ours and None not in ours else None
 
 
 def _device_handle(nvml: Any, device: int) -> Any:

@@ -44,12 +44,16 @@ class EngineSettings:
     kv_type: Literal["f16", "f32", "bf16", "q8_0"] = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
     vision_flash_attention: Literal["on", "off"] = "off"
+    # Where the vision tower is computed; "auto": where the layers are, the GPU if any is there.
+    tower: Literal["auto", "gpu", "cpu"] = "auto"
     # Compare the tower with the manifest's certificate at the first load by this runtime.
     self_check: bool = True
     # Image embeddings kept for follow-up questions.
     embedding_cache_bytes: int = 128_000_000
     # CPU weights are repacked for speed into memory of their own; False keeps the mapped file's pages only.
     repack: bool = True
+    # Bytes of private memory that the engine's process may take, to emulate a smaller machine; None: no limit (not on Windows).
+    memory_limit_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,20 @@ Event = Token | Finished | Failed
 
 
 @dataclass(frozen=True)
+class Buffer:
+    """Memory that llama.cpp or libmtmd holds: weights, cache, output, compute, tower weights or tower compute; where; bytes."""
+
+    what: str
+    place: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
 class LoadReport:
-    """What loading found. `vision_distance` is the probe's relative L2 (None: not probed now, see `vision_check`)."""
+    """What loading found. `vision_distance` is the probe's relative L2 (None: not probed now, see `vision_check`).
+
+    `account` is the runtime's own (account.py); libmtmd's compute buffer joins it at the first image, in EngineStats.
+    """
 
     load_s: float
     model_bytes: int
@@ -164,6 +180,7 @@ class LoadReport:
     vision_check: Literal["probed", "remembered", "skipped"]
     vision_distance: float | None
     runtime: str
+    account: tuple[Buffer, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,3 +214,4 @@ class EngineStats:
     kv_bytes: int
     restarts: int
     memory: MemoryReport
+    account: tuple[Buffer, ...] = ()

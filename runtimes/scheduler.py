@@ -21,7 +21,7 @@ from edgemed.core.errors import ContextOverflowError, EdgemedError, EngineError,
 from edgemed.core.manifest import Manifest
 from runtimes.evaluate import batch_error, evaluate
 from runtimes.jobs import Job, Part, Slot
-from runtimes.libllama import LanguageModel, Sampler
+from runtimes.libllama import LanguageModel, Sampler, current_account
 from runtimes.messages import EngineSettings, Failed, FinishReason, PreparedImage, Request
 from runtimes.placement import Placement
 from runtimes.prompt import IMAGE_TOKEN, build_prompt, tokenize_segments
@@ -349,4 +349,5 @@ class Scheduler:
             total_tokens=self._total,
             images_encoded=self._encoded,
             embeddings_reused=self._reused,
+            account=current_account(),
         )

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from edgemed.core.conversation import ImageSlot, Text
 from edgemed.core.manifest import Artifact
-from runtimes.messages import EngineSettings, PreparedImage, Request
+from runtimes.messages import Buffer, EngineSettings, PreparedImage, Request
 
 _LENGTH = struct.Struct("<Q")
 
@@ -81,6 +81,7 @@ class SchedulerStats:
     total_tokens: int
     images_encoded: int
     embeddings_reused: int
+    account: tuple[Buffer, ...] = ()
 
 
 Command = Load | Submit | Cancel | Stats | Embed | Evaluate | Tokenize

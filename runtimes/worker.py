@@ -18,7 +18,6 @@ import traceback
 from typing import BinaryIO
 
 import llama_cpp
-import psutil
 
 from edgemed.core.errors import EdgemedError, EngineLoadError
 from runtimes import libllama
@@ -27,6 +26,7 @@ from runtimes.libmtmd import VisionTower
 from runtimes.messages import LoadReport, Token
 from runtimes.probes import check_vision
 from runtimes.scheduler import Scheduler
+from runtimes.system import physical_cores
 from runtimes.vision import EncodeThread, VisionEncoder
 from runtimes.wire import Cancel, Command, Load, pack_frame, read_frame, write_frame
 
@@ -95,7 +95,8 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     artifact, settings = command.artifact, command.settings
     manifest, threads = artifact.manifest, settings.threads or physical_cores()
     check_pair(artifact, libllama.tensor_bytes)
-    gpus = libllama.gpu_devices() if settings.gpu_layers != 0 else []
+    wants_gpu = settings.gpu_layers != 0 or settings.tower == "gpu"
+    gpus = libllama.gpu_devices() if wants_gpu else []
     if gpus and not 0 <= settings.device < len(gpus):
         raise EngineLoadError(f"Expected a GPU number below {len(gpus)}, found {settings.device}.", "Choose another device.")
     gpu = gpus[settings.device] if gpus else None
@@ -106,14 +107,15 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
         manifest.image.size_px,
         llm.width,
         threads,
-        gpu[0] if gpu else None,
+        gpu[0] if gpu and settings.tower != "cpu" else None,
         rewritable=manifest.vision.tower == "clip",
         flash_attention=settings.vision_flash_attention == "on",
         exact=gpu is not None and manifest.vision.quant in ("F16", "BF16"),
     )
     encoder = VisionEncoder(tower, manifest)
-    device = gpu[1] if gpu else "CPU"
-    checked, distance = check_vision(encoder, manifest, libllama.runtime_version(), device, settings)
+    device = gpu[1] if gpu and settings.gpu_layers != 0 else "CPU"
+    tower_device = gpu[1] if gpu and settings.tower != "cpu" else "CPU"
+    checked, distance = check_vision(encoder, manifest, libllama.runtime_version(), tower_device, settings)
     threads_of_encode: list[EncodeThread] = []
     scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send)
     threads_of_encode.append(EncodeThread(encoder, lambda encoded: scheduler.post(0, encoded)))
@@ -123,19 +125,22 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
         vision_bytes=manifest.files[manifest.vision.file].size_bytes,
         kv_bytes=llm.kv_bytes(settings),
         kv_tokens=llm.kv_tokens,
-        devices=(device,),
+        devices=tuple(dict.fromkeys((device, tower_device))),
         vision_mode=encoder.mode,
         vision_check=checked,
         vision_distance=distance,
         runtime=llama_cpp.__version__,
+        account=libllama.current_account(),
     )
     return scheduler, report
 
 
-def physical_cores() -> int:
-    """Cores that this process may use, hyper-threads not counted."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-    return max(1, min(psutil.cpu_count(logical=False) or usable, usable))
+def limit_memory(size: int | None) -> None:
+    """Let no more than `size` bytes of private memory be allocated by this process."""
+    if size is not None and sys.platform != "win32":
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_DATA, (size, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def end_on_fault() -> None:
@@ -173,6 +178,7 @@ def serve() -> None:
     if not isinstance(command, Load):
         raise SystemExit("The first command must be Load.")
     try:
+        limit_memory(command.settings.memory_limit_bytes)
         scheduler, report = load(command, outbox)
     except EdgemedError as error:
         outbox.send(id, error)

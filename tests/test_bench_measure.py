@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bench.devices import find_device
 from bench.measure import Trace, _Peaks, on_gpu, rows_of
+from runtimes.devices import find_device
 from runtimes.memory import _device_memory
 
 

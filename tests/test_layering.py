@@ -22,7 +22,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
         set(),
     ),
     "converters": ({"core", "data"}, {"gguf", "safetensors", "numpy", "pydantic"}, {"torch", "transformers"}),
-    "runtimes": ({"core"}, {"llama_cpp", "numpy", "psutil", "gguf"}, {"pynvml"}),
+    "runtimes": ({"core"}, {"llama_cpp", "numpy", "psutil", "gguf", "pydantic", "tomli"}, {"pynvml"}),
     "bench": (
         {"core", "data", "report", "converters", "runtimes"},
         {"psutil", "numpy", "PIL", "pydantic", "gguf"},

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from edgemed.cli.compose import engine_settings, prepare_images, require_artifact
-from edgemed.cli.options import Context, Images, Json, MaxTokens, Model, Question, Quiet, Seed, Temperature
+from edgemed.cli.compose import TEXT_TOKENS, prepare_images, require_artifact
+from edgemed.cli.options import Context, Images, Json, LoadDevice, MaxTokens, Model, Question, Quiet, Seed, Temperature
 from edgemed.cli.output import ADVICE, Output
 
 if TYPE_CHECKING:
@@ -21,22 +21,28 @@ def ask(
     model: Model = None,
     max_tokens: MaxTokens = 256,
     context: Context = None,
+    device: LoadDevice = None,
     temperature: Temperature = 0.0,
     seed: Seed = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Ask one question, about images where some are given. The answer advises and never replaces a clinician."""
-    from runtimes.engine import Engine
+    from edgemed.cli.plan import make_wish
     from runtimes.messages import Sampling
+    from runtimes.opening import load_target, open_planned
 
     out = Output(json=json, quiet=quiet)
+    target = load_target(device)
     artifact = require_artifact(model, out)
     images = prepare_images(image or [], artifact)  # a bad image is told before a model is loaded
-    with Engine.open(artifact, engine_settings(artifact, images=len(images), context=context)) as engine:
+    needed = len(images) * artifact.manifest.vision.image_tokens + TEXT_TOKENS if len(images) > 1 else 0
+    engine, plan = open_planned(artifact, target, make_wish(context=context, least_context=needed), out.note)
+    with engine:
         finished = stream_answer(engine, question, images, Sampling(temperature=temperature, seed=seed), max_tokens, out)
     out.advise()
-    out.result(describe_answer(artifact, question, finished))
+    settings = {"context_tokens": plan.settings.context_tokens, "kv_type": plan.settings.kv_type, "gpu_layers": plan.settings.gpu_layers}
+    out.result(describe_answer(artifact, question, finished) | {"device": target.profile.name, "settings": settings})
 
 
 def stream_answer(

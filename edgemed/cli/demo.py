@@ -18,11 +18,11 @@ _DEMO = Path(__file__).parents[1] / "demo"
 
 def demo(json: Json = False, quiet: Quiet = False) -> None:
     """Convert edgemed-demo at 4 bits, verify it, ask about a bundled radiograph, and show memory and speed."""
-    from bench.devices import find_device
     from bench.measure import measure_artifact, on_gpu, rows_of
     from converters.recipes import Recipe
     from edgemed.core.registry import DEFAULT_MODEL, load_registry, locate_sources
     from edgemed.core.units import format_duration
+    from runtimes.devices import find_device
     from runtimes.engine import Engine
     from runtimes.messages import Sampling
 

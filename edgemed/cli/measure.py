@@ -14,8 +14,8 @@ from edgemed.cli.output import Output
 
 def bench(folders: Folders = None, device: Device = "cpu", json: Json = False, quiet: Quiet = False) -> None:
     """Print the static card, then measured memory and speed, then whether the device has room for it."""
-    from bench.devices import find_device
     from bench.measure import measure_artifact, rows_of
+    from runtimes.devices import find_device
 
     out = Output(json=json, quiet=quiet)
     profile = find_device(device)

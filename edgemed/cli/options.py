@@ -61,7 +61,19 @@ Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the l
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling, with a temperature above 0.", metavar="N")]
 
 Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]
-Device = Annotated[str, typer.Option("--device", help="cpu, gpu, rtx3050, rtx3080 or jetson.", metavar="NAME")]
+Device = Annotated[str, typer.Option("--device", help="cpu, gpu (or cuda), rtx3050, rtx3080 or jetson.", metavar="NAME")]
+LoadDevice = Annotated[
+    str | None, typer.Option("--device", help="cpu, gpu or a named device's limits; the GPU where one is found.", metavar="NAME")
+]
+Users = Annotated[int, typer.Option("--users", help="Conversations at once, each with a context of its own.", metavar="N", min=1)]
+Kv = Annotated[str | None, typer.Option("--kv", help="Type of the key-value cache, f16 or q8_0; chosen where left out.", metavar="TYPE")]
+MicroBatch = Annotated[
+    int | None, typer.Option("--micro-batch", help="Tokens computed at once; chosen where left out.", metavar="N", min=1, max=4096)
+]
+GpuLayers = Annotated[int | None, typer.Option("--gpu-layers", help="Layers on the GPU; chosen where left out.", metavar="N", min=0)]
+Tower = Annotated[
+    str | None, typer.Option("--tower", help="Where the vision tower is computed, gpu or cpu; chosen where left out.", metavar="WHERE")
+]
 Datasets = Annotated[list[str], typer.Option("--dataset", help="A data set as NAME=PATH; can be given several times.", metavar="NAME=PATH")]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N questions of each data set.", metavar="N", min=1)]
 Split = Annotated[str, typer.Option("--split", help="Which part of each data set.", metavar="NAME")]

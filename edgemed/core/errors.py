@@ -13,6 +13,7 @@
     ├── HubError                 a download: unreachable, incomplete, wrong hash
     ├── EngineError              llama.cpp's process
     │   ├── EngineLoadError      the model does not load, or fails its self-check
+    │   │   └── EngineMemoryError it does not load because memory could not be had: a smaller plan may
     │   └── EngineDiedError      the process ended while it was needed
     ├── ResourceError            the machine: disk full, too little memory, no such device
     └── MissingExtraError        an optional dependency is not installed
@@ -82,6 +83,10 @@ class EngineError(EdgemedError):
 
 class EngineLoadError(EngineError):
     """The model does not load, or fails its self-check."""
+
+
+class EngineMemoryError(EngineLoadError):
+    """The model does not load because memory could not be had; a smaller plan may."""
 
 
 class EngineDiedError(EngineError):
