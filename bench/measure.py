@@ -1,146 +1,176 @@
-"""What a converted model costs: the static card first, then what was measured, then the distance between the two.
+"""What a converted model costs: the static card first, then what was measured phase by phase, then the distance between the two.
 
-    trace = measure_artifact(artifact, find_device("cpu"))          # a profile of runtimes/devices.py
+    trace = measure_artifact(artifact, find_device("cpu"), questions=30)          # a profile of runtimes/devices.py
 
-Static: both files and the key-value cache, as they are reported at loading. Measured: the memory of this program's whole process
-tree on a CPU, or of the engine on the GPU by NVML (what all of the device holds more than before, where NVML names no process),
-sampled while questions are answered; and the speed of that. Thin for now:
-fixed questions about the fixed probe image, greedy. A device that is not here has its budget emulated, and every figure says so.
+Questions of a fixed length (64 new tokens, greedy) about pictures that it has not seen, three to a picture, after a warm-up. A device
+that is not here has its budget emulated, and every figure says so. Memory is told three times:
+
+seed-compat   the paper's definitions, from the runtime's account: static, the weights on the device; dynamic, all buffers there
+account       the runtime's own buffers, by what and where (runtimes/account.py)
+seen          what the device lost: a GPU's growth or the process's own number by NVML, on a board with shared memory the whole
+              system's growth, on a CPU the PSS of the process tree, pages of mapped files (weights) told apart
 """
 
 from __future__ import annotations
 
 import os
 import statistics
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+
+from bench.card import Card, make_card
+from bench.sampler import Sample, Samples, sampled
 from edgemed.core.manifest import Artifact
 from edgemed.core.probe import probe_pixels
-from edgemed.core.units import format_bytes, format_duration
 from runtimes.devices import Profile
 from runtimes.emulation import emulate
 from runtimes.engine import Engine
-from runtimes.memory import measure_memory
-from runtimes.messages import EngineSettings, Finished, PreparedImage
+from runtimes.messages import Buffer, EngineSettings, Finished, PreparedImage
 from runtimes.opening import plan_artifact
 from runtimes.planner import Wish
 
 QUESTIONS = ("Describe this image in detail.", "What organs can be seen? Name all of them.", "Is anything abnormal? Explain.")
 MAX_TOKENS = 64
 CONTEXT_TOKENS = 1024
-_SAMPLE_S = 0.05
+Basis = Literal["process", "growth", "system", "pss", "rss"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A named span: how often, seconds each (median, and the 5th and 95th percentile), and the highest reading within it."""
+
+    name: str
+    count: int
+    median_s: float
+    low_s: float
+    high_s: float
+    peak_bytes: int | None
 
 
 @dataclass(frozen=True)
 class Trace:
-    """One measurement. Seconds and bytes; medians over the questions where there are several."""
+    """One measurement. Bytes, seconds, tokens per second, watts. `settings` are those the plan chose."""
 
-    model_bytes: int
-    vision_bytes: int
-    kv_bytes: int
-    static_bytes: int
-    peak_rss_bytes: int
-    peak_anonymous_bytes: int | None
-    # On the GPU; by the process's own number, or by what the whole device holds more than before the engine started.
-    peak_device_bytes: int | None
-    device_basis: Literal["process", "growth"] | None
-    load_s: float
-    image_encode_s: float
+    card: Card
+    settings: EngineSettings
+    phases: tuple[Phase, ...]
+    questions: int
+    new_tokens: int
+    account: tuple[Buffer, ...]
+    seed_static_bytes: int
+    seed_dynamic_bytes: int
+    # What the device lost at most, and how that is known; None where nothing tells.
+    seen_bytes: int | None
+    basis: Basis
+    # Of a CPU's PSS at its highest: pages of mapped files.
+    mapped_bytes: int | None
     first_token_s: float
     follow_up_first_token_s: float
     decode_tokens_per_s: float
-    new_tokens: int
+    power_w: float | None
     devices: tuple[str, ...]
     runtime: str
+    # Readings, for a picture: (seconds since the start, bytes).
+    timeline: tuple[tuple[float, int], ...]
+    # Where each phase of the first questions began, likewise.
+    marks: tuple[tuple[str, float, float], ...]
     # What is emulated on what, where the figures are not the device's own.
     emulated: str = ""
 
 
-@dataclass
-class _Peaks:
-    rss: int = 0
-    anonymous: int | None = None
-    # Of the GPU: this program's, everybody's, and everybody's at the start.
-    process: int | None = None
-    used: int | None = None
-    before: int | None = None
-    stop: threading.Event = field(default_factory=threading.Event)
-
-    def sample(self, device: int) -> None:
-        report = measure_memory(os.getpid(), device)
-        self.rss = max(self.rss, report.rss_bytes)
-        self.anonymous = _larger(self.anonymous, report.anonymous_bytes)
-        self.process = _larger(self.process, report.device_process_bytes)
-        self.used = _larger(self.used, report.device_used_bytes)
-
-    def device_bytes(self) -> tuple[int | None, Literal["process", "growth"] | None]:
-        """What the GPU held for the engine at most, and how that is known."""
-        if self.process is not None:
-            return self.process, "process"
-        if self.used is not None and self.before is not None:
-            return self.used - self.before, "growth"
-        return None, None
-
-
-def _larger(a: int | None, b: int | None) -> int | None:
-    return max(v for v in (a, b) if v is not None) if (a, b) != (None, None) else None
-
-
-@contextmanager
-def _sampled(device: int) -> Iterator[_Peaks]:
-    peaks = _Peaks(before=measure_memory(os.getpid(), device).device_used_bytes)
-
-    def run() -> None:
-        while not peaks.stop.wait(_SAMPLE_S):
-            peaks.sample(device)
-
-    thread = threading.Thread(target=run, name="memory", daemon=True)
-    thread.start()
-    try:
-        yield peaks
-    finally:
-        peaks.stop.set()
-        thread.join()
-        peaks.sample(device)
-
-
-def measure_artifact(artifact: Artifact, device: Profile) -> Trace:
-    """Plan, load, ask three questions about one image, and measure. Raises what the engine raises, and ResourceError."""
+def measure_artifact(artifact: Artifact, device: Profile, questions: int = 30, progress: Callable[[int, int], None] | None = None) -> Trace:
+    """Plan, load, ask, and measure. Raises what the engine raises, and ResourceError."""
     wish = Wish(context_tokens=min(CONTEXT_TOKENS, artifact.manifest.llm.context_length))
     with emulate(device) as stage:
-        return replace(_measure(artifact, stage.limit(plan_artifact(artifact, stage.target, wish))), emulated=stage.label)
+        plan = plan_artifact(artifact, stage.target, wish)
+        depth = artifact.manifest.vision.image_tokens + MAX_TOKENS
+        trace = _measure(artifact, make_card(artifact, plan, depth), stage.limit(plan), device, questions, progress)
+        return replace(trace, emulated=stage.label)
 
 
-def _measure(artifact: Artifact, settings: EngineSettings) -> Trace:
-    size_px = artifact.manifest.image.size_px
-    image = PreparedImage(probe_pixels(size_px).tobytes(), size_px)
-    with _sampled(settings.device) as peaks, Engine.open(artifact, settings) as engine:
-        answers = [engine.ask(question, [image], max_tokens=MAX_TOKENS, ignore_end=True) for question in QUESTIONS]
-        report = engine.report
-        peaks.sample(settings.device)
-    device_bytes, basis = peaks.device_bytes() if on_gpu(report.devices) else (None, None)
+def _measure(
+    artifact: Artifact,
+    card: Card,
+    settings: EngineSettings,
+    device: Profile,
+    questions: int,
+    progress: Callable[[int, int], None] | None,
+) -> Trace:
+    spans: list[tuple[str, float, float]] = []
+    answers: list[Finished] = []
+    with sampled(os.getpid(), settings.device) as samples:
+        start = time.monotonic()
+        with Engine.open(artifact, settings) as engine:
+            spans.append(("load", start, time.monotonic()))
+            engine.ask(QUESTIONS[0], [_picture(artifact, 0)], max_tokens=4, ignore_end=True)  # warm-up
+            for number in range(questions):
+                image, turn = divmod(number, len(QUESTIONS))
+                begin = time.monotonic()
+                answer = engine.ask(QUESTIONS[turn], [_picture(artifact, image + 1)], max_tokens=MAX_TOKENS, ignore_end=True)
+                answers.append(answer)
+                spans += _spans(answer, begin, first=turn == 0)
+                if progress:
+                    progress(number + 1, questions)
+            report, account = engine.report, engine.stats().account
+    gpu = on_gpu(report.devices)
+    basis = _basis(samples.all, gpu, device.unified and not device.local)
+    read = _reader(samples.all, basis)
+    firsts, later = [a for i, a in enumerate(answers) if i % 3 == 0], [a for i, a in enumerate(answers) if i % 3]
+    peak = max(samples.all, key=lambda s: read(s) or 0)
+    here = [b for b in account if b.place.startswith("CPU") != gpu]
+    decode_s = sum(a.timings.decode_s for a in answers)
+    watts = [s.power_w for s in samples.between(spans[1][1], spans[-1][2]) if s.power_w is not None] if len(spans) > 1 else []
     return Trace(
-        model_bytes=report.model_bytes,
-        vision_bytes=report.vision_bytes,
-        kv_bytes=report.kv_bytes,
-        static_bytes=report.model_bytes + report.vision_bytes + report.kv_bytes,
-        peak_rss_bytes=peaks.rss,
-        peak_anonymous_bytes=peaks.anonymous,
-        peak_device_bytes=device_bytes,
-        device_basis=basis,
-        load_s=report.load_s,
-        image_encode_s=answers[0].timings.encode_s,
-        first_token_s=answers[0].timings.first_token_s,
-        follow_up_first_token_s=statistics.median(a.timings.first_token_s for a in answers[1:]),
-        decode_tokens_per_s=_decode_speed(answers),
+        card=card,
+        settings=settings,
+        phases=tuple(_phases(spans, samples, read)),
+        questions=len(answers),
         new_tokens=sum(a.usage.new_tokens for a in answers),
+        account=account,
+        seed_static_bytes=sum(b.size_bytes for b in here if b.what in ("weights", "tower weights")),
+        seed_dynamic_bytes=sum(b.size_bytes for b in here),
+        seen_bytes=read(peak),
+        basis=basis,
+        mapped_bytes=peak.mapped if basis == "pss" else None,
+        first_token_s=statistics.median(a.timings.first_token_s for a in firsts),
+        follow_up_first_token_s=statistics.median(a.timings.first_token_s for a in later) if later else float("nan"),
+        decode_tokens_per_s=sum(a.usage.new_tokens - 1 for a in answers) / decode_s if decode_s > 0 else 0.0,
+        power_w=statistics.median(watts) if watts else None,
         devices=report.devices,
         runtime=report.runtime,
+        timeline=tuple((s.at_s - start, value) for s in samples.all if (value := read(s)) is not None),
+        marks=tuple((name, a - start, b - start) for name, a, b in spans),
     )
+
+
+def _picture(artifact: Artifact, number: int) -> PreparedImage:
+    """The probe's image, rolled, so that each number has other pixels."""
+    size_px = artifact.manifest.image.size_px
+    return PreparedImage(np.roll(probe_pixels(size_px), 3 * number, axis=0).tobytes(), size_px)
+
+
+def _spans(answer: Finished, begin: float, first: bool) -> list[tuple[str, float, float]]:
+    """When the phases of an answer were, by its timings."""
+    t = answer.timings
+    encoded, token = begin + t.queue_s + t.encode_s, begin + t.first_token_s
+    if not first:
+        return [("second question", begin, token), ("decode", token, token + t.decode_s)]
+    return [("image encode", begin, encoded), ("prefill", encoded, token), ("decode", token, token + t.decode_s)]
+
+
+def _phases(spans: Sequence[tuple[str, float, float]], samples: Samples, read: Callable[[Sample], int | None]) -> list[Phase]:
+    phases = []
+    for name in dict.fromkeys(name for name, _, _ in spans):
+        mine = [(a, b) for n, a, b in spans if n == name]
+        took = [b - a for a, b in mine]
+        seen = [value for a, b in mine for s in samples.between(a, b) if (value := read(s)) is not None]
+        low, high = np.percentile(took, [5, 95])
+        phases.append(Phase(name, len(mine), statistics.median(took), float(low), float(high), max(seen, default=None)))
+    return phases
 
 
 def on_gpu(devices: tuple[str, ...]) -> bool:
@@ -148,38 +178,31 @@ def on_gpu(devices: tuple[str, ...]) -> bool:
     return any(name != "CPU" for name in devices)
 
 
-def _decode_speed(answers: list[Finished]) -> float:
-    seconds = sum(a.timings.decode_s for a in answers)
-    return sum(a.usage.new_tokens - 1 for a in answers) / seconds if seconds > 0 else 0.0
+def _basis(samples: Sequence[Sample], gpu: bool, unified: bool) -> Basis:
+    if gpu and unified:
+        return "system"
+    if gpu:
+        return "process" if any(s.gpu_process is not None for s in samples) else "growth"
+    return "pss" if all(s.pss is not None for s in samples) else "rss"
 
 
-def rows_of(trace: Trace, device: Profile) -> list[tuple[str, str]]:
-    """A trace as a table's rows: static, measured, gap, speed, and whether the device has room; each marked where it is emulated."""
-    rows = _rows_of(trace, device)
-    return [(f"{name} (emulated)", value) for name, value in rows] + [("emulated", trace.emulated)] if trace.emulated else rows
+def _reader(samples: Sequence[Sample], basis: Basis) -> Callable[[Sample], int | None]:
+    """How a reading is told: growth is over the first, which was taken before anything was loaded."""
 
+    def growth(values: Callable[[Sample], int | None]) -> Callable[[Sample], int | None]:
+        before = values(samples[0])
 
-def _rows_of(trace: Trace, device: Profile) -> list[tuple[str, str]]:
-    # An emulated budget may have been a processor's, under a GPU's name.
-    gpu = device.gpu and (on_gpu(trace.devices) or not trace.emulated)
-    peak = trace.peak_device_bytes if gpu else trace.peak_rss_bytes
-    what = {None: "on the GPU", "process": "on the GPU", "growth": "growth of the whole GPU's use"}[trace.device_basis]
-    rows = [
-        ("static: language model", format_bytes(trace.model_bytes)),
-        ("static: tower and projector", format_bytes(trace.vision_bytes)),
-        ("static: key-value cache", format_bytes(trace.kv_bytes)),
-        ("static: sum", format_bytes(trace.static_bytes)),
-        (f"measured: peak {what if gpu else 'of all processes (RSS)'}", "not measured" if peak is None else format_bytes(peak)),
-        ("measured less static", "not measured" if peak is None else format_bytes(peak - trace.static_bytes)),
-        ("load", format_duration(trace.load_s)),
-        ("image encoding", format_duration(trace.image_encode_s)),
-        ("first token, first question", format_duration(trace.first_token_s)),
-        ("first token, same image again", format_duration(trace.follow_up_first_token_s)),
-        ("decoding", f"{trace.decode_tokens_per_s:.1f} tokens/s over {trace.new_tokens} tokens"),
-        ("measured on", ", ".join(trace.devices) or "CPU"),
-    ]
-    if device.usable_bytes is not None:
-        room = device.usable_bytes.value
-        fits = "not measured" if peak is None else f"{'fits' if peak <= room else 'does not fit'} (by memory, not run on it)"
-        rows.append((f"{device.title}, {format_bytes(room)} to be had", fits))
-    return rows
+        def read(sample: Sample) -> int | None:
+            now = values(sample)
+            return None if now is None or before is None else max(0, now - before)
+
+        return read
+
+    plain: dict[str, Callable[[Sample], int | None]] = {
+        "process": lambda s: s.gpu_process,
+        "growth": growth(lambda s: s.gpu_used),
+        "system": growth(lambda s: s.system_used),
+        "pss": lambda s: s.pss,
+        "rss": lambda s: s.rss,
+    }
+    return plain[basis]

@@ -7,7 +7,7 @@ process of its own, one after another; this process watches the card (NVML) or t
 one of the paper's baselines: an image, 64 text tokens, then 128 new tokens, greedy. First token: from the prepared image to the token,
 median over images it has not seen; decode: the 128 tokens after the first.
 
-edgemed's static is weights on the device and cache by the runtime's own account, its dynamic adds every buffer. transformers' are the
+edgemed's static is the weights on the device by the runtime's own account, its dynamic adds cache and every buffer. transformers' are the
 paper's: `get_memory_footprint()` and `torch.cuda.max_memory_allocated()`; on a CPU neither is counted. "device" is what the card lost.
 """
 
@@ -17,6 +17,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import re
 import socket
 import statistics
@@ -39,7 +40,7 @@ from PIL import Image
 from edgemed.core.conversation import ImageSlot, Turn, render
 from edgemed.core.manifest import load_artifact
 from edgemed.core.probe import probe_pixels
-from edgemed.report import print_table
+from edgemed.report.tables import print_table
 from runtimes.engine import Engine, prepare_request
 from runtimes.memory import measure_memory
 from runtimes.messages import EngineSettings, Finished, PreparedImage
@@ -115,7 +116,7 @@ def run_edgemed(folder: str, settings: dict[str, Any]) -> dict[str, Any]:
         stats = engine.stats()
         report = engine.report
     on_device = [b for b in stats.account if (b.place.startswith("CPU")) == (report.devices == ("CPU",))]
-    static = sum(b.size_bytes for b in on_device if b.what in ("weights", "tower weights", "cache"))
+    static = sum(b.size_bytes for b in on_device if b.what in ("weights", "tower weights"))
     timed = answers[1:]
     return asdict(
         Row(
@@ -249,7 +250,8 @@ def _stream(url: str, pixels: Any) -> tuple[float, float]:
     body = {"messages": [{"role": "user", "content": content}], "stream": True, "temperature": 0, "ignore_eos": True}
     body |= {"max_tokens": NEW_TOKENS + 1, "cache_prompt": False}
     request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    start, last, timings = time.perf_counter(), None, {}
+    start, last = time.perf_counter(), None
+    timings: dict[str, float] = {}
     first = None
     with urllib.request.urlopen(request, timeout=300) as reply:
         for line in reply:
@@ -334,7 +336,9 @@ def main() -> None:
         artifact = load_artifact(folder)
         for settings in chosen:
             row = measured("run_edgemed", [str(folder.resolve()), settings], read)
-            rows.append(Row(**{**asdict(row), "program": f"{row.program} {json.dumps({k: v for k, v in settings.items() if k not in base})}"}))
+            rows.append(
+                Row(**{**asdict(row), "program": f"{row.program} {json.dumps({k: v for k, v in settings.items() if k not in base})}"})
+            )
             if args.bin_dir and row.detail and not row.detail.startswith("failed"):
                 depth = int(json.loads(row.detail)["depth"]) + TEXT_TOKENS
                 rows.append(llama_bench(args.bin_dir / "llama-bench", artifact.llm_path, depth, gpu, args.threads, settings))
@@ -350,8 +354,6 @@ def main() -> None:
 
                 def server(pair: tuple[Path, Path] = pair, size_px: int = size_px) -> Row:
                     return llama_server(args.bin_dir / "llama-server", *pair, size_px, gpu, args.threads)
-
-                import os
 
                 rows.append(watched(mtmd, lambda: read(os.getpid())))
                 if not args.skip_server:

@@ -22,12 +22,12 @@ from runtimes.messages import MemoryReport
 T = TypeVar("T")
 
 
-def measure_memory(pid: int, device: int = 0) -> MemoryReport:
-    """The process tree's memory. A process that ends meanwhile counts nothing."""
+def measure_memory(pid: int, device: int = 0, leave_out: int | None = None) -> MemoryReport:
+    """The process tree's memory, but for a process `leave_out`. One that ends meanwhile counts nothing."""
     rss = 0
     pss: int | None = 0
     anonymous: int | None = 0
-    pids = _tree(pid)
+    pids = [one for one in _tree(pid) if one != leave_out]
     for one in pids:
         sizes = _read_rollup(one)
         with _gone():
@@ -120,3 +120,35 @@ def _device_handle(nvml: Any, device: int) -> Any:
         return nvml.nvmlDeviceGetHandleByIndex(device)
     name = [part.strip() for part in visible.split(",") if part.strip()][device]
     return nvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdigit() else nvml.nvmlDeviceGetHandleByUUID(name)
+
+
+def read_system_used() -> int:
+    """Main memory that nobody could have, of the whole machine: on a board whose GPU shares it, all that counts."""
+    memory = psutil.virtual_memory()
+    return int(memory.total - memory.available)
+
+
+_HWMON = Path("/sys/class/hwmon")
+
+
+def read_board_power(device: int = 0, hwmon: Path = _HWMON) -> float | None:
+    """Watts of the GPU by NVML, or of a Jetson board's input rail by its INA3221 (what tegrastats shows); None: neither is here."""
+    watts = _ask_nvml(device, lambda nvml, handle: float(nvml.nvmlDeviceGetPowerUsage(handle)) / 1000)
+    return watts if watts is not None else _rail_power(hwmon)
+
+
+def _rail_power(hwmon: Path) -> float | None:
+    """Σ mV · mA over rails called VDD_IN or VIN_SYS_*, the board's inputs; over all rails where none is called so."""
+    rails: dict[str, float] = {}
+    for chip in sorted(hwmon.glob("hwmon*")):
+        try:
+            if (chip / "name").read_text().strip() != "ina3221":
+                continue
+            for label in sorted(chip.glob("in[0-9]*_label")):
+                number = label.name[2:].removesuffix("_label")
+                millivolts, milliamperes = (float((chip / f"{kind}{number}_input").read_text()) for kind in ("in", "curr"))
+                rails[label.read_text().strip()] = millivolts * milliamperes / 1e6
+        except (OSError, ValueError):
+            continue  # a rail that is switched off cannot be read
+    inputs = [watts for name, watts in rails.items() if name == "VDD_IN" or name.startswith("VIN_SYS")]
+    return sum(inputs or rails.values()) if rails else None

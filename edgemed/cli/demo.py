@@ -18,7 +18,8 @@ _DEMO = Path(__file__).parents[1] / "demo"
 
 def demo(json: Json = False, quiet: Quiet = False) -> None:
     """Convert edgemed-demo at 4 bits, verify it, ask about a bundled radiograph, and show memory and speed."""
-    from bench.measure import measure_artifact, on_gpu, rows_of
+    from bench.measure import measure_artifact, on_gpu
+    from bench.render import rows_of
     from converters.recipes import Recipe
     from edgemed.core.registry import DEFAULT_MODEL, load_registry, locate_sources
     from edgemed.core.units import format_duration
@@ -43,8 +44,8 @@ def demo(json: Json = False, quiet: Quiet = False) -> None:
             answers.append(describe_answer(artifact, question, finished))
     out.advise()
     profile = find_device("gpu" if on_gpu(engine.report.devices) else "cpu")  # what has just answered
-    trace = measure_artifact(artifact, profile)
-    out.table("Memory and speed on this machine", ("what", "value"), rows_of(trace, profile))
+    trace = measure_artifact(artifact, profile, questions=3)
+    out.table("Memory and speed on this machine", ("what", "value"), rows_of(trace, profile, brief=True))
     elapsed = time.monotonic() - begun
     out.note(f'Done in {format_duration(elapsed)}. Ask on: edgemed ask "What is shown?" --image {image}')
     result = {"parity": parity.describe(), "image": image, "answers": answers, "trace": asdict(trace), "elapsed_s": elapsed}

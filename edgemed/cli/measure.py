@@ -8,23 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from edgemed.cli.compose import engine_settings, require_artifact
-from edgemed.cli.options import Blank, Datasets, Device, Folders, Json, Limit, Quiet, Split
+from edgemed.cli.options import Blank, Datasets, Device, Folders, Json, Limit, Questions, Quiet, Save, Split
 from edgemed.cli.output import Output
 
 
-def bench(folders: Folders = None, device: Device = "cpu", json: Json = False, quiet: Quiet = False) -> None:
-    """Print the static card, then measured memory and speed, then whether the device has room for it."""
-    from bench.measure import measure_artifact, rows_of
+def bench(
+    folders: Folders = None, device: Device = "cpu", questions: Questions = 30, save: Save = None, json: Json = False, quiet: Quiet = False
+) -> None:
+    """Print the static card, then measured memory and speed by phase, then whether the device has room for it."""
+    from bench.measure import measure_artifact
+    from bench.render import check_ending, rows_of
+    from bench.render import save as save_trace
     from runtimes.devices import find_device
 
     out = Output(json=json, quiet=quiet)
     profile = find_device(device)
+    for path in save or []:
+        check_ending(path)
     results: list[dict[str, Any]] = []
     for folder in _folders(folders):
         artifact = require_artifact(folder, out)
-        out.note(f"Measuring {artifact.folder} …")
-        trace = measure_artifact(artifact, profile)
-        out.table(f"{artifact.manifest.name}, {artifact.manifest.llm.quant}", ("what", "value"), rows_of(trace, profile))
+        with out.progress() as bar:
+            trace = measure_artifact(artifact, profile, questions, partial(bar, f"Measuring {artifact.folder.name}"))
+        title = f"{artifact.manifest.name}, {artifact.manifest.llm.quant}, {profile.title}"
+        rows = rows_of(trace, profile)
+        out.table(title, ("what", "value"), rows)
+        for path in save or []:
+            target = path if len(_folders(folders)) == 1 else path.with_name(f"{path.stem}-{artifact.folder.name}{path.suffix}")
+            save_trace(target, title, trace, rows)
+            out.note(f"Written: {target}")
         results.append({"artifact": artifact.folder} | asdict(trace))
     out.result({"device": profile.name, "results": results})
 

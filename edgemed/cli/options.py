@@ -78,3 +78,8 @@ Datasets = Annotated[list[str], typer.Option("--dataset", help="A data set as NA
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N questions of each data set.", metavar="N", min=1)]
 Split = Annotated[str, typer.Option("--split", help="Which part of each data set.", metavar="NAME")]
 Blank = Annotated[bool, typer.Option("--blank", help="Show an empty image each time: what a model answers without seeing.")]
+Questions = Annotated[int, typer.Option("--questions", help="Questions that are measured, three to an image.", metavar="N", min=1)]
+Save = Annotated[
+    list[Path] | None,
+    typer.Option("--save", help="Write the measurement as .json, .md or .png (plots extra); can be given several times.", metavar="FILE"),
+]
