@@ -18,6 +18,7 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
+from converters.calibration.fit import Fit
 from converters.checkpoint import F32, TensorSource
 from converters.ggml import quantise_rows, row_bytes
 from converters.iq4nl import quantise_iq4_nl
@@ -26,6 +27,7 @@ from edgemed.core.errors import CheckpointError
 # float32 values of one piece: 4 MiB, small enough for caches to help and large enough that threads rarely wait for one another.
 PIECE_VALUES = 1 << 20
 F16_MAX = 65504.0
+FLOATS = (Type.F32, Type.F16, Type.BF16)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Planned:
     source: TensorSource
     type: Type
     importance: F32 | None = None
+    # How a calibrated tensor is rounded, instead of by importance alone.
+    fit: Fit | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,6 +86,8 @@ def quantise_piece(tensor: Planned, start: int, stop: int) -> NDArray[np.uint8]:
             f"Expected weights within ±65504 for F16, found {max(-low, high):.3g} in '{tensor.source.name}'.",
             "Pass --quant BF16 or --vision-quant BF16.",
         )
+    if tensor.fit is not None and tensor.type not in FLOATS:
+        return tensor.fit.round(tensor.type, rows)
     if tensor.type == Type.IQ4_NL and tensor.importance is None:
         return quantise_iq4_nl(rows)
     return quantise_rows(tensor.type, rows, tensor.importance)

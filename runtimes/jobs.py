@@ -30,6 +30,8 @@ class Job:
     evaluate: bool = False
     embed: bool = False
     all_positions: bool = False
+    # Of an evaluation: how many positions at the end are wanted, where not all are.
+    last: int = 1
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     prompt: Prompt = field(default_factory=lambda: Prompt([], ()))

@@ -56,11 +56,12 @@ class Embed:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Run segments alone and reply with logits, float32 [positions, vocab] or [1, vocab]."""
+    """Run segments alone and reply with logits, float32 [positions, vocab]: of all, or of the `last` ones."""
 
     segments: Segments
     images: tuple[PreparedImage, ...]
     all_positions: bool
+    last: int = 1
 
 
 @dataclass(frozen=True)
