@@ -154,7 +154,10 @@ def choose_mixture(
     """The recipe's plans with each matrix's type and rounding chosen by a calibration. Raises RecipeError (budget too small)."""
     positions = calibration.record.positions
     fits = {
-        t.name: fit_tensor(t.source, calibration.moments[t.name], positions) for p in plans for t in p.tensors if t.name in calibration.moments
+        t.name: fit_tensor(t.source, calibration.moments[t.name], positions)
+        for p in plans
+        for t in p.tensors
+        if t.name in calibration.moments
     }
     matrices = [replace(t, fit=fits[t.name]) for p in plans for t in p.tensors if t.name in fits]
     size = sum(header_bytes(p.arch, p.metadata, p.tensors) + data_bytes(p.tensors) for p in plans)

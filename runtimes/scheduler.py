@@ -103,7 +103,9 @@ class Scheduler:
         elif isinstance(command, Submit):
             self._take_request(id, received, command.request)
         elif isinstance(command, Evaluate):
-            self._queue_job(Job(id, received, evaluate=True, all_positions=command.all_positions, last=command.last), command.segments, command.images)
+            self._queue_job(
+                Job(id, received, evaluate=True, all_positions=command.all_positions, last=command.last), command.segments, command.images
+            )
         elif isinstance(command, Embed):
             self._queue_job(Job(id, received, embed=True), (ImageSlot(0),), (command.image,))
         elif isinstance(command, Tokenize):

@@ -59,7 +59,11 @@ def measure_losses(tensors: Sequence[Planned], threads: int, progress: Progress 
 def _tensor_losses(tensor: Planned) -> dict[Type, float]:
     assert tensor.fit is not None
     at = _sample(tensor.fit, tensor.shape[0])
-    rows = np.concatenate([tensor.source.read(int(i), int(i) + 1) for i in at]) if len(at) < tensor.shape[0] else tensor.source.read(0, len(at))
+    rows = (
+        np.concatenate([tensor.source.read(int(i), int(i) + 1) for i in at])
+        if len(at) < tensor.shape[0]
+        else tensor.source.read(0, len(at))
+    )
     sample = replace(tensor, source=ArrayTensor(tensor.name, rows))
     out = {}
     for kind in candidates(tensor.shape[-1]):
