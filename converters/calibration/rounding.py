@@ -48,8 +48,9 @@ def _f16(raw: U8, start: int) -> F32:
 
 def _nibbles(codes: U8, lot: int) -> U8:
     """4-bit halves of codes [n, m·lot] as ggml pairs them: a lot's first half low, its second half high."""
-    pairs: U8 = np.bitwise_and(codes, 15, dtype=np.uint8).reshape(len(codes), -1, 2, lot // 2)
-    out: U8 = (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(len(codes), -1)
+    pairs = codes.reshape(len(codes), -1, 2, lot // 2)
+    low, high = (pairs[:, :, i] & np.uint8(15) for i in (0, 1))
+    out: U8 = (low | (high << np.uint8(4))).reshape(len(codes), -1)
     return out
 
 
