@@ -216,9 +216,17 @@ def test_compensated_blocks_lose_less_on_what_was_seen(kind: Type) -> None:
 
 
 @pytest.mark.parametrize("kind", LAYOUTS, ids=lambda kind: kind.name)
+def test_expected_loss_is_about_that_of_the_written_blocks(kind: Type) -> None:
+    rows, covariance = correlated(512)
+    fit = Fit(Moments(covariance, np.ones(24, np.float32)), 10)
+    written = fit.loss(dequantize(fit.round(kind, rows), kind) - rows, np.arange(24))
+    assert 0.5 * written < fit.expected_loss(kind, rows, np.arange(24)) < 2 * written
+
+
+@pytest.mark.parametrize("kind", LAYOUTS, ids=lambda kind: kind.name)
 def test_without_correlation_nothing_is_made_up_for(kind: Type) -> None:
     rows, _ = correlated(block_size(kind) * 2)
-    data = round_compensated(kind, rows, np.eye(rows.shape[1], dtype=np.float32))
+    data = round_compensated(kind, rows, compensation(np.eye(rows.shape[1], dtype=np.float32)))
     # Each value on the level nearest to it: never further from the source than ggml's own choice under the same scales.
     ours, ggml = (np.abs(dequantize(d, kind) - rows) for d in (data, quantise_rows(kind, rows)))
     assert (ours <= ggml + 1e-5).all()

@@ -1,6 +1,6 @@
 """Moments of a tensor as it is stored, and how it is rounded by them.
 
-    fit = fit_tensor(planned, moments, rope_head_dim)
+    fit = fit_tensor(planned.source, moments, positions)
     data = fit.round(Type.IQ4_NL, rows)                 # uint8 [n, row_bytes]
     fit.loss(delta, at)                                 # nats: what rounding errors at rows `at` do to the answers
 
@@ -15,10 +15,11 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
+from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from converters.calibration.moments import Moments
-from converters.calibration.rounding import LAYOUTS, compensation, round_compensated
+from converters.calibration.rounding import LAYOUTS, Factor, compensation, round_compensated
 from converters.checkpoint import F32, TensorSource
 from converters.ggml import quantise_rows
 from converters.tensors import RopeRows, permute_heads
@@ -38,15 +39,34 @@ class Fit:
         """Rows in blocks of a type, errors made up for where the type's layout and the input's covariance are known."""
         if kind not in LAYOUTS or self.moments.covariance.ndim == 1:
             return quantise_rows(kind, rows, self.moments.importance)
-        with _LOCK:  # pieces of one tensor ask at once; the factor is made by the first
-            factor = _factor(self)
-        return round_compensated(kind, rows, factor, self.moments.importance)
+        return round_compensated(kind, rows, self.factor, self.moments.importance)
+
+    @property
+    def factor(self) -> Factor:
+        """Of the covariance; the last few are kept."""
+        with _LOCK:  # pieces of one tensor ask at once; it is made by the first
+            return _factor(self)
 
     @cached_property
     def row_weights(self) -> F32:
         """How much each output matters, sum 1."""
         total = float(self.moments.outputs.sum())
         return self.moments.outputs / total if total > 0 else np.full_like(self.moments.outputs, 1 / len(self.moments.outputs))
+
+    def expected_loss(self, kind: Type, rows: F32, at: NDArray[np.intp]) -> float:
+        """About what `loss` will be of `rows`, which are the rows `at`, once they are rounded to a type.
+
+        Where errors are made up for, a column's own costs no more than the factor's `spread`; it is about as large as ggml's.
+        """
+        data = quantise_rows(kind, rows, None if kind == Type.F16 else self.moments.importance)
+        delta = dequantize(data, kind).reshape(rows.shape) - rows
+        m = self.moments
+        if kind not in LAYOUTS or m.covariance.ndim == 1:
+            return self.loss(delta, at)
+        weights = self.row_weights * float(np.trace(m.covariance))
+        if m.columns is not None and m.rows is not None and m.rows.sum() > 0:
+            weights = weights + m.rows / m.rows.sum() * float(m.columns.sum())
+        return 0.5 * _share(delta**2 @ self.factor.spread, weights, at) / max(1, self.positions)
 
     def loss(self, delta: F32, at: NDArray[np.intp]) -> float:
         """The divergence (nats an answer position) that errors `delta` [n, width] of the rows `at` stand for, scaled to all rows.
@@ -69,7 +89,7 @@ def _share(values: F32, weights: F32, at: NDArray[np.intp]) -> float:
 
 
 @lru_cache(maxsize=4)
-def _factor(fit: Fit) -> F32:
+def _factor(fit: Fit) -> Factor:
     m = fit.moments
     return compensation(m.covariance if m.columns is None else m.covariance + np.diag(m.columns))
 

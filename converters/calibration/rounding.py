@@ -4,8 +4,8 @@
     data = round_compensated(Type.IQ4_NL, rows, factor, importance)      # float32 [n, width] → uint8 [n, row_bytes]
 
 ggml chooses a block's scales (weighted by importance); then the columns are rounded one after another, and what a column's rounding
-does to the layer's output is made up for by the columns that follow, as far as their inputs go together (GPTQ, Frantar et al. 2022,
-arXiv:2210.17323, after Optimal Brain Surgeon). Knows block layouts (ggml-common.h), no files and no models.
+does to the layer's output is made up for by the columns that follow, as far as their inputs go together: GPTQ (Frantar et al. 2022,
+arXiv:2210.17323) in the form of QuIP's LDLQ (Chee et al. 2023, arXiv:2307.13304), which needs no inverse. Knows block layouts (ggml-common.h), no files and no models.
 """
 
 from __future__ import annotations
@@ -150,50 +150,64 @@ LAYOUTS = {
 }
 
 
-def compensation(covariance: F32) -> F32:
-    """Upper triangular U [width, width] with UᵀU = (H + damping)⁻¹: row j says what column j's error asks of those after it."""
+@dataclass(frozen=True)
+class Factor:
+    """H = (I + U)·D·(I + U)ᵀ of a covariance H with damping.
+
+    feedback: U, float32 [width, width], strictly upper triangular; column k tells how the errors of the columns before it are made
+    up for by it. spread: the diagonal of D, float32 [width]: what an error that is left in a column costs after that.
+    """
+
+    feedback: F32
+    spread: F32
+
+
+def compensation(covariance: F32) -> Factor:
+    """The factor of a covariance [width, width]: one Cholesky decomposition, from the last column to the first."""
     h = covariance.astype(np.float64)
     mean = float(np.diagonal(h).mean())
     h[np.diag_indices_from(h)] += DAMPING * mean if mean > 0 else 1.0
-    inverse = np.linalg.inv(h)
-    return np.ascontiguousarray(np.linalg.cholesky((inverse + inverse.T) / 2).T, np.float32)
+    upper = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
+    diagonal = np.diagonal(upper).copy()
+    return Factor(np.triu(upper / diagonal, 1).astype(np.float32), np.square(diagonal).astype(np.float32))
 
 
-def round_compensated(kind: Type, rows: F32, factor: F32, importance: F32 | None = None) -> U8:
+def round_compensated(kind: Type, rows: F32, factor: Factor, importance: F32 | None = None) -> U8:
     """float32 [n, width] → uint8 [n, row_bytes]; each row on its own, so that pieces of a tensor may be rounded apart."""
     layout, block = LAYOUTS[kind], block_size(kind)
     n, width = rows.shape
     out = np.empty((n, width // block, row_bytes(kind, block)), np.uint8)
-    work = np.ascontiguousarray(rows.T, np.float32)
+    values = np.ascontiguousarray(rows.T, np.float32)
+    wanted = values.copy()  # with what is to be made up for of the columns before
     for number, start in enumerate(range(0, width, block)):
-        stop = start + block
-        raw = quantise_rows(kind, np.ascontiguousarray(work[start:stop].T), None if importance is None else importance[start:stop])
+        here = slice(start, start + block)
+        # What the block's columns will be asked for, once each follows those before it in the block as well.
+        shift = np.linalg.solve(np.eye(block, dtype=np.float32) + factor.feedback[here, here].T, wanted[here] - values[here])
+        raw = quantise_rows(kind, np.ascontiguousarray((values[here] + shift).T), None if importance is None else importance[here])
         scale, offset = (np.repeat(part, block // part.shape[1], axis=1).T.copy() for part in layout.scales(raw))
         codes = np.empty((block, n), np.uint8)
-        for first in range(0, block, _LOT):
-            last = first + _LOT
-            errors = _round_lot(layout, work[start + first : start + last], scale[first:last], offset[first:last],
-                                factor[start + first : start + last, start + first : start + last], codes[first:last])  # fmt: skip
-            work[start + last :] -= factor[start + first : start + last, start + last :].T @ errors
+        for lot in range(0, block, _LOT):
+            at, inside = slice(start + lot, start + lot + _LOT), slice(lot, lot + _LOT)
+            errors = _round_lot(layout, values[at], wanted[at], scale[inside], offset[inside], factor.feedback[at, at], codes[inside])
+            wanted[at.stop :] += factor.feedback[at, at.stop :].T @ errors
         layout.store(raw, np.ascontiguousarray(codes.T))
         out[:, number] = raw
     return out.reshape(n, -1)
 
 
-def _round_lot(layout: Layout, work: F32, scale: F32, offset: F32, factor: F32, codes: U8) -> F32:
-    """Round some columns [columns, n] in order, into `codes`; returns their errors over the factor's diagonal."""
-    errors = np.empty_like(work)
-    for j in range(len(work)):
-        values = work[j]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.nan_to_num((values - offset[j]) / scale[j], nan=0.0, posinf=0.0, neginf=0.0)
+def _round_lot(layout: Layout, values: F32, wanted: F32, scale: F32, offset: F32, feedback: F32, codes: U8) -> F32:
+    """Round some columns [columns, n] in order, into `codes`; returns values less what is stored."""
+    errors = np.empty_like(values)
+    divisor = np.where(scale == 0, np.inf, scale).astype(np.float32)
+    for j in range(len(values)):
+        ratio = (wanted[j] - offset[j]) / divisor[j]
         if layout.levels is None:
             code = np.clip(np.rint(ratio), 0, layout.top)
-            rounded = scale[j] * code + offset[j]
+            stored = scale[j] * code + offset[j]
         else:
             code = np.searchsorted((layout.levels[1:] + layout.levels[:-1]) / 2, ratio)
-            rounded = scale[j] * layout.levels[code] + offset[j]
+            stored = scale[j] * layout.levels[code] + offset[j]
         codes[j] = code
-        errors[j] = (values - rounded) / factor[j, j]
-        work[j + 1 :] -= np.outer(factor[j, j + 1 :], errors[j])
+        errors[j] = values[j] - stored
+        wanted[j + 1 :] += np.outer(feedback[j, j + 1 :], errors[j])
     return errors

@@ -1,10 +1,10 @@
 """Which type each matrix gets, so that the answers change least in so many bytes.
 
-    losses = measure_losses(planned, calibration)               # name → type → nats, by rounding rows of each for real
-    types = choose_types(sizes, losses, budget_bytes)           # name → type
+    losses = measure_losses(planned, threads)                   # name → type → nats, from rows of each rounded for real
+    types = choose_types(shapes, losses, budget_bytes)          # name → type
 
-Each matrix is rounded to each type that its rows fit, as it would be written; what the errors do to the answers is told by the
-calibration's moments (fit.py, second order). The best mixture under a budget is that of a price for a byte (Lagrange), with what is
+Some rows of each matrix are rounded to each type that they fit; what such errors do to the answers is told by the calibration's
+moments (fit.py, second order). The best mixture under a budget is that of a price for a byte (Lagrange), with what is
 left of the budget spent on the upgrades that gain most for a byte. Knows nothing of torch; the same input gives the same mixture.
 """
 
@@ -12,18 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from math import prod
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
-from gguf.quants import dequantize
 from numpy.typing import NDArray
 
 from converters.calibration.fit import Fit
 from converters.ggml import block_size, needs_importance, prepare, row_bytes
-from converters.quantise import Planned, quantise_piece
-from converters.tensors import ArrayTensor
+from converters.quantise import Planned
 from edgemed.core.errors import RecipeError
 from edgemed.core.units import format_bytes
 
@@ -59,18 +56,8 @@ def measure_losses(tensors: Sequence[Planned], threads: int, progress: Progress 
 def _tensor_losses(tensor: Planned) -> dict[Type, float]:
     assert tensor.fit is not None
     at = _sample(tensor.fit, tensor.shape[0])
-    rows = (
-        np.concatenate([tensor.source.read(int(i), int(i) + 1) for i in at])
-        if len(at) < tensor.shape[0]
-        else tensor.source.read(0, len(at))
-    )
-    sample = replace(tensor, source=ArrayTensor(tensor.name, rows))
-    out = {}
-    for kind in candidates(tensor.shape[-1]):
-        data = quantise_piece(replace(sample, type=kind), 0, len(at))
-        stored = dequantize(data, kind).reshape(rows.shape)
-        out[kind] = tensor.fit.loss(stored - rows, at)
-    return out
+    rows = np.concatenate([tensor.source.read(int(i), int(i) + 1) for i in at])
+    return {kind: tensor.fit.expected_loss(kind, rows, at) for kind in candidates(tensor.shape[-1])}
 
 
 def _sample(fit: Fit, rows: int) -> NDArray[np.intp]:
