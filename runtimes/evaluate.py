@@ -1,4 +1,4 @@
-"""Logits of one sequence, run alone from an empty cache: what parity checks and `verify` compare. Knows no queue."""
+"""Logits of one sequence, run alone: what parity checks and `verify` compare. Knows no queue."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from runtimes.libllama import LanguageModel
 F32 = NDArray[np.float32]
 
 
-def evaluate(llm: LanguageModel, job: Job, slot: Slot) -> F32:
-    """float32 [cells, vocab], or [last, vocab] of the last cells. `slot` is empty and idle, and is left full. Raises EngineError."""
+def evaluate(llm: LanguageModel, job: Job, slot: Slot, kept: int = 0) -> F32:
+    """float32 [cells, vocab], or [last, vocab] of the last cells. `slot` is idle and holds `kept` cells, and is left full.
+
+    Raises EngineError.
+    """
     cells = job.prompt.cells
     first = 0 if job.all_positions else max(0, len(cells) - job.last)
     out: F32 = np.empty((len(cells) - first, llm.vocab_size), np.float32)
-    slot.start(job, 0, len(cells))
+    slot.start(job, kept, len(cells))
     while (start := len(slot.cells)) < len(cells):
         skip = max(0, first - start)
         # Every output row needs room in llama.cpp's buffers, so few at a time.

@@ -238,6 +238,8 @@ def test_evaluate_all_positions_and_last_agree(engine: Engine) -> None:
     assert np.linalg.norm(every[-1] - last[0]) / np.linalg.norm(last) < 5e-3
     for count in (3, 80, 10_000):  # within the text, into the image, more than there are
         few = engine.evaluate(segments, [image(1)], all_positions=False, last=count)
+        for again in (few, *(engine.evaluate(segments, [image(1)], all_positions=False, last=count, reuse=True) for _ in range(2))):
+            assert np.linalg.norm(every[-count:] - again) / np.linalg.norm(again) < 5e-3
         assert few.shape == every[-count:].shape
         assert np.linalg.norm(every[-count:] - few) / np.linalg.norm(few) < 5e-3
 

@@ -5,7 +5,8 @@
 
 ggml chooses a block's scales (weighted by importance); then the columns are rounded one after another, and what a column's rounding
 does to the layer's output is made up for by the columns that follow, as far as their inputs go together: GPTQ (Frantar et al. 2022,
-arXiv:2210.17323) in the form of QuIP's LDLQ (Chee et al. 2023, arXiv:2307.13304), which needs no inverse. Knows block layouts (ggml-common.h), no files and no models.
+arXiv:2210.17323) in the form of QuIP's LDLQ (Chee et al. 2023, arXiv:2307.13304), which needs no inverse. Knows block
+layouts (ggml-common.h), no files and no models.
 """
 
 from __future__ import annotations
