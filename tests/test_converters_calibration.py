@@ -276,6 +276,14 @@ def test_choice_spends_bytes_where_they_tell() -> None:
         choose_types(shapes, losses, small + 6, fixed_bytes=7)
 
 
+def test_the_coarsest_types_are_a_last_resort() -> None:
+    shapes = {"a": (64, 256), "b": (64, 256)}
+    losses = {"a": {Type.Q2_K: 1e-6, Type.Q4_0: 1e-7}, "b": {Type.Q2_K: 9.0, Type.Q4_0: 1.0, Type.Q8_0: 0.0}}
+    enough = 2 * 64 * 144
+    assert choose_types(shapes, losses, enough + 64 * 100)["a"] == Type.Q4_0
+    assert choose_types(shapes, losses, enough - 1) == {"a": Type.Q2_K, "b": Type.Q4_0}
+
+
 def test_types_are_those_that_fill_rows() -> None:
     assert {Type.Q4_K, Type.IQ4_XS} & set(candidates(576)) == set()
     assert {Type.Q4_K, Type.IQ4_XS, Type.F16} <= set(candidates(1536))

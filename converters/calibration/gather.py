@@ -33,7 +33,7 @@ from edgemed.data import Sample, hash_samples
 PACK, MAX_TOKENS = 8, 1536
 # Wider inputs keep their mean squares only: a covariance of 8192² floats takes 256 MiB.
 MAX_COVARIANCE = 6144
-SAMPLES = 512
+SAMPLES = 256
 SEED = 0
 
 # Called with (questions done, questions to do).

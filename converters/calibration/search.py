@@ -24,10 +24,12 @@ from converters.quantise import Planned
 from edgemed.core.errors import RecipeError
 from edgemed.core.units import format_bytes
 
-# What a matrix may become, beside F16. Q2_K and Q3_K only earn a place where the budget is small.
+# What a matrix may become.
 CANDIDATES = (
     Type.Q2_K, Type.Q3_K, Type.IQ4_XS, Type.IQ4_NL, Type.Q4_K, Type.Q4_1, Type.Q5_0, Type.Q5_K, Type.Q5_1, Type.Q6_K, Type.Q8_0, Type.F16,
 )  # fmt: skip
+# Only where a budget cannot be met without them: too coarse for images and questions unlike those that were seen.
+LAST_RESORT = (Type.Q2_K, Type.Q3_K)
 # Rows of each matrix that are rounded to tell its losses: the heaviest, and as many spread over the rest.
 SAMPLE_ROWS = 64
 Losses = Mapping[str, Mapping[Type, float]]
@@ -75,7 +77,10 @@ def choose_types(shapes: Mapping[str, tuple[int, ...]], losses: Losses, budget_b
 
     Raises RecipeError where none does, which names the smallest size that one has.
     """
-    options = {name: _hull(shapes[name], kinds) for name, kinds in losses.items()}
+    fine = {name: {k: v for k, v in kinds.items() if k not in LAST_RESORT} for name, kinds in losses.items()}
+    options = {name: _hull(shapes[name], kinds) for name, kinds in fine.items()}
+    if fixed_bytes + sum(hull[0][0] for hull in options.values()) > budget_bytes:
+        options = {name: _hull(shapes[name], kinds) for name, kinds in losses.items()}
     chosen = {name: 0 for name in options}
     used = fixed_bytes + sum(hull[0][0] for hull in options.values())
     if used > budget_bytes:

@@ -111,7 +111,7 @@ def _image_of(entry: ModelEntry, mode: str | None) -> ImagePreparation:
     return ImagePreparation.model_validate(entry.image.model_dump() | ({"mode": mode} if mode else {}))
 
 
-def default_out(source: str | None, checkpoint: Checkpoint, recipe: Recipe, plain_bits: bool) -> Path:
+def default_out(source: str | None, checkpoint: Checkpoint, recipe: Recipe, plain_bits: bool, suffix: str = "") -> Path:
     """Where an artifact goes without --out: its name in models.toml, else the model's name and type."""
     from edgemed.core.paths import artifacts_dir
 
@@ -120,7 +120,7 @@ def default_out(source: str | None, checkpoint: Checkpoint, recipe: Recipe, plai
         return artifacts_dir() / entry.artifact_name(recipe.bits)
     # A checkpoint's name is whatever its folder or its authors say: it must not lead out of the folder.
     name = re.sub(r"[^\w.-]+", "-", checkpoint.name).strip(".-") or "model"
-    folder = artifacts_dir() / f"{name}-{recipe.llm}"
+    folder = artifacts_dir() / f"{name}-{recipe.llm}{suffix}"
     _check_owner(folder, checkpoint)
     return folder
 
@@ -199,9 +199,8 @@ def convert_source(
     from converters.convert import convert
 
     checkpoint = open_source(source, options)
-    folder = out_dir or default_out(source, checkpoint, recipe, plain_bits and fitting is None)
-    if fitting and not out_dir:
-        folder = folder.with_name(f"{folder.name}-calibrated")
+    plain = plain_bits and fitting is None
+    folder = out_dir or default_out(source, checkpoint, recipe, plain, "-calibrated" if fitting else "")
     calibration = calibrate_checkpoint(checkpoint, fitting, out) if fitting else None
     out.note(f"Converting {checkpoint.name} ({checkpoint.reader}) to {recipe.llm}, tower {recipe.vision}, into {folder}")
     with out.progress() as bar:

@@ -51,7 +51,7 @@ def convert(
     pre: Pre = None,
     name: Name = None,
     calibrate: Calibrate = None,
-    samples: Samples = 512,
+    samples: Samples = 256,
     budget: Budget = None,
     threads: Threads = None,
     no_verify: NoVerify = False,
