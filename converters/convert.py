@@ -294,7 +294,7 @@ def _manifest(
 def tool_versions() -> dict[str, str]:
     """What made the files."""
     out = {"python": platform.python_version()}
-    for name in ("edgemed", "gguf", "llama-cpp-python", "numpy"):
+    for name in ("edgemed", "gguf", "llama-cpp-python", "numba", "numpy"):
         try:
             out[name] = version(name)
         except PackageNotFoundError:

@@ -18,10 +18,9 @@ import numpy as np
 from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
+from converters import blocks, ggml
 from converters.calibration.fit import Fit
 from converters.checkpoint import F32, TensorSource
-from converters.ggml import quantise_rows, row_bytes
-from converters.iq4nl import quantise_iq4_nl
 from edgemed.core.errors import CheckpointError
 
 # float32 values of one piece: 4 MiB, small enough for caches to help and large enough that threads rarely wait for one another.
@@ -48,7 +47,7 @@ class Planned:
     @property
     def size_bytes(self) -> int:
         *rows, width = self.shape
-        return prod(rows) * row_bytes(self.type, width)
+        return prod(rows) * ggml.row_bytes(self.type, width)
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,11 @@ def _pieces(tensor: Planned) -> Iterator[_Piece]:
         yield _Piece(tensor, start, min(rows, start + step))
 
 
-def quantise_piece(tensor: Planned, start: int, stop: int) -> NDArray[np.uint8]:
-    """Rows start:stop of a tensor in its type. Raises CheckpointError where a value is not finite or does not fit F16."""
+def quantise_piece(tensor: Planned, start: int, stop: int, compiled: bool = False) -> NDArray[np.uint8]:
+    """Rows start:stop of a tensor in its type, by ggml's code or, if `compiled`, by converters/blocks.py where that has the type.
+
+    Raises CheckpointError where a value is not finite or does not fit F16.
+    """
     values = tensor.source.read(start, stop)
     wanted = (stop - start, *tensor.shape[1:])
     if values.shape != wanted:
@@ -88,18 +90,19 @@ def quantise_piece(tensor: Planned, start: int, stop: int) -> NDArray[np.uint8]:
         )
     if tensor.fit is not None and tensor.type not in FLOATS:
         return tensor.fit.round(tensor.type, rows)
-    if tensor.type == Type.IQ4_NL and tensor.importance is None:
-        return quantise_iq4_nl(rows)
+    quantise_rows = blocks.quantise_rows if compiled and blocks.can(tensor.type) else ggml.quantise_rows
     return quantise_rows(tensor.type, rows, tensor.importance)
 
 
-def quantised_pieces(tensors: Iterable[Planned], pool: Executor, in_flight: int) -> Iterator[tuple[Planned, NDArray[np.uint8]]]:
+def quantised_pieces(
+    tensors: Iterable[Planned], pool: Executor, in_flight: int, compiled: bool = False
+) -> Iterator[tuple[Planned, NDArray[np.uint8]]]:
     """The bytes of all tensors in order, made by `pool`, at most `in_flight` pieces ahead of the consumer."""
     waiting: deque[tuple[Planned, Future[NDArray[np.uint8]]]] = deque()
     try:
         for tensor in tensors:
             for piece in _pieces(tensor):
-                waiting.append((tensor, pool.submit(quantise_piece, tensor, piece.start, piece.stop)))
+                waiting.append((tensor, pool.submit(quantise_piece, tensor, piece.start, piece.stop, compiled)))
                 if len(waiting) >= in_flight:
                     done, future = waiting.popleft()
                     yield done, future.result()

@@ -11,13 +11,14 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from gguf import GGUFWriter
 
-from converters import ggml
+from converters import blocks, ggml
 from converters.metadata import Metadata
 from converters.quantise import Planned, quantised_pieces
 from edgemed.core.errors import CheckpointError
@@ -38,8 +39,11 @@ def write_gguf(
     path: Path, arch: str, metadata: Metadata, tensors: Sequence[Planned], *, threads: int, advance: Advance | None = None
 ) -> FileRecord:
     """Write `path` whole; on an error what was written stays, so give a temporary name. Raises CheckpointError, ResourceError."""
+    compiled = blocks.worthwhile((t.type, prod(t.shape)) for t in tensors)
     for kind in {t.type for t in tensors}:
         ggml.prepare(kind)
+        if compiled and blocks.can(kind):
+            blocks.prepare(kind)
     with os_errors(path):
         _write_header(path, arch, metadata, tensors)
         digest = hashlib.sha256()
@@ -47,7 +51,7 @@ def write_gguf(
             while piece := f.read(CHUNK_BYTES):
                 digest.update(piece)
             _pad(f, f.tell(), digest)
-            _write_data(f, tensors, digest, threads, advance)
+            _write_data(f, tensors, digest, threads, compiled, advance)
             size = f.tell()
     return FileRecord(size_bytes=size, sha256=digest.hexdigest())
 
@@ -80,12 +84,14 @@ def _write_header(path: Path, arch: str, metadata: Metadata, tensors: Sequence[P
         writer.close()
 
 
-def _write_data(f: BinaryIO, tensors: Sequence[Planned], digest: hashlib._Hash, threads: int, advance: Advance | None) -> None:
+def _write_data(
+    f: BinaryIO, tensors: Sequence[Planned], digest: hashlib._Hash, threads: int, compiled: bool, advance: Advance | None
+) -> None:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="quantise")
     try:
         current: Planned | None = None
         written = 0
-        for tensor, data in quantised_pieces(tensors, pool, threads + 2):
+        for tensor, data in quantised_pieces(tensors, pool, threads + 2, compiled):
             if tensor is not current:
                 _pad(f, written, digest)
                 current, written = tensor, 0

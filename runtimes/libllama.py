@@ -36,6 +36,7 @@ MAX_OUTPUTS = 32
 PENALTY_TOKENS = 256
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 _FLASH = {"auto": -1, "off": 0, "on": 1}
+_PREC_F32 = 10  # GGML_PREC_F32
 _GPU_DEVICE_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
 
 _base = load_shared_library("ggml-base", lib._base_path)
@@ -45,6 +46,7 @@ for _library, _name, _args, _result in (
     (_base, "ggml_type_size", [ctypes.c_int], ctypes.c_size_t),
     (_base, "ggml_type_name", [ctypes.c_int], ctypes.c_char_p),
     (_base, "ggml_backend_tensor_set", [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None),
+    (_base, "ggml_prec_set_acc", [ctypes.c_void_p, ctypes.c_int], ctypes.c_bool),
     (_base, "ggml_backend_dev_description", [ctypes.c_void_p], ctypes.c_char_p),
     (_base, "ggml_backend_dev_type", [ctypes.c_void_p], ctypes.c_int),
     (_ggml, "ggml_backend_dev_count", [], ctypes.c_size_t),
@@ -73,6 +75,11 @@ def tensor_bytes(type_id: int, shape: Sequence[int]) -> int | None:
 def set_tensor(tensor: int, values: I32) -> None:
     """Overwrite a tensor's data, wherever its buffer is."""
     _base.ggml_backend_tensor_set(tensor, values.ctypes.data, 0, values.nbytes)
+
+
+def set_exact(tensor: int) -> None:
+    """Have a graph's node, if it is a matrix product or an attention, add up in float32."""
+    _base.ggml_prec_set_acc(tensor, _PREC_F32)
 
 
 def gpu_devices() -> list[tuple[int, str]]:

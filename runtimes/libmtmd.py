@@ -54,11 +54,24 @@ class VisionTower:
     """A loaded mmproj."""
 
     def __init__(
-        self, path: Path, image_size_px: int, width: int, threads: int, gpu: int | None, rewritable: bool, flash_attention: bool = False
+        self,
+        path: Path,
+        image_size_px: int,
+        width: int,
+        threads: int,
+        gpu: int | None,
+        rewritable: bool,
+        flash_attention: bool = False,
+        exact: bool = False,
     ) -> None:
-        """`width` is the LLM's embedding length, `gpu` a device handle or None for the CPU. Raises EngineLoadError."""
+        """`width` is the LLM's embedding length, `gpu` a device handle or None for the CPU. Raises EngineLoadError.
+
+        `exact`: products of F16 weights are added up in float32. llama.cpp's CUDA backend has cuBLAS do it in F16, which costs a
+        CLIP-L tower a relative error of 3e-3 (docs/LOG.md, 2026-11-22).
+        """
         lib.mtmd_helper_log_set(libllama.log_callback(), ctypes.c_void_p(0))
         self._size_px, self._width = image_size_px, width
+        self._exact = exact
         self._wanted: dict[bytes, I32] = {}
         self._written: set[bytes] = set()
         params = lib.mtmd_context_params_default()
@@ -69,7 +82,7 @@ class VisionTower:
         params.warmup = False  # the self-check or the first image does it
         params.flash_attn_type = int(flash_attention)
         # Kept as an attribute: libmtmd calls it as long as the tower lives.
-        self._callback = libllama.lib.ggml_backend_sched_eval_callback(self._on_node) if rewritable else None
+        self._callback = libllama.lib.ggml_backend_sched_eval_callback(self._on_node) if rewritable or exact else None
         if self._callback is not None:
             params.cb_eval = self._callback
         # No text model: the rows are fed by us, and the pair was checked before (gguf_check.py).
@@ -122,6 +135,8 @@ class VisionTower:
     def _on_node(self, tensor: int, ask: bool, _user: object) -> bool:
         # Called before a part of the graph runs (ask), when its inputs already lie on the device that will read them. There they
         # may be copies with longer names: "CUDA0#positions#0". False: no need to stop after this node.
+        if ask and self._exact:
+            libllama.set_exact(tensor)
         if ask and self._wanted.keys() - self._written:
             sources = _Tensor.from_address(tensor).src
             for address in sources:

@@ -109,6 +109,7 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
         gpu[0] if gpu else None,
         rewritable=manifest.vision.tower == "clip",
         flash_attention=settings.vision_flash_attention == "on",
+        exact=gpu is not None and manifest.vision.quant in ("F16", "BF16"),
     )
     encoder = VisionEncoder(tower, manifest)
     device = gpu[1] if gpu else "CPU"

@@ -16,7 +16,6 @@ from tiny_checkpoint import random_tensor, tiny_checkpoint, tiny_llm
 
 from converters import ggml, quantise
 from converters.convert import plan_llm
-from converters.iq4nl import quantise_iq4_nl
 from converters.metadata import text
 from converters.quantise import Planned, quantise_piece, quantised_pieces
 from converters.recipes import PLAIN, Recipe
@@ -40,23 +39,6 @@ def test_every_type_comes_back(kind):
     back = dequantize(data, kind)
     assert np.linalg.norm(back - rows) <= ERRORS[kind.name] * np.linalg.norm(rows)
     assert not ggml.needs_importance(kind)
-
-
-@pytest.mark.parametrize("scale", [1, 1e-3, 1e3])
-def test_fast_iq4_nl_is_as_good_as_ggml(scale):
-    rng = np.random.default_rng(5)
-    rows = (rng.standard_t(4, (64, 1152)) * scale).astype(np.float32)
-    rows[:2] = 0
-    rows[2, :31] = 0
-    rows[3] = rows[3, 0]
-    fast, slow = quantise_iq4_nl(rows), ggml.quantise_rows(Type.IQ4_NL, rows)
-    assert fast.shape == slow.shape and (fast == slow)[4:].mean() > 0.99
-    back = dequantize(fast, Type.IQ4_NL)
-    errors = [float((rows * rows * (y - rows) ** 2)[4:].sum()) for y in (back, dequantize(slow, Type.IQ4_NL))]
-    assert errors[0] < 1.005 * errors[1]
-    assert not back[:2].any()
-    np.testing.assert_allclose(back[3], rows[3], rtol=1e-3, atol=1e-5)  # many scales fit a constant
-    assert np.array_equal(quantise_piece(Planned("w", ArrayTensor("w", rows), Type.IQ4_NL), 0, 64), fast)
 
 
 def test_importance_shifts_the_error():

@@ -92,7 +92,12 @@ def changed_parts(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     [
         ("align", "", "llm_rate = 1e-3\ntower_rate = 1e-3", {"projector"}),
         ("instruct", "", "llm_rate = 1e-3", {"projector", "llm"}),
-        ("vqa", "pack = 2\nlora = { rank = 4, alpha = 8, rounding = 0.5 }", "llm_rate = 1e-2\ntower_rate = 1e-3", {"projector", "llm", "tower"}),
+        (
+            "vqa",
+            "pack = 2\nlora = { rank = 4, alpha = 8, rounding = 0.5 }",
+            "llm_rate = 1e-2\ntower_rate = 1e-3",
+            {"projector", "llm", "tower"},
+        ),
     ],
 )
 def test_a_stage_trains_its_parts_alone(
@@ -212,14 +217,15 @@ def test_rounding_is_iq4_nl_and_leaves_the_weights_as_they_were() -> None:
     import numpy as np
     from peft import LoraConfig, get_peft_model
 
-    from converters.iq4nl import quantise_iq4_nl
+    from converters.ggml import quantise_rows
     from edgemed.finetune.rounding import LoraRounding, round_to_levels
 
     gguf = pytest.importorskip("gguf")
     torch.manual_seed(0)
     weight = torch.randn(48, 64)
     coarse = (round_to_levels(weight) - weight).norm() / weight.norm()
-    exact = gguf.quants.dequantize(quantise_iq4_nl(weight.numpy()), gguf.GGMLQuantizationType.IQ4_NL)
+    kind = gguf.GGMLQuantizationType.IQ4_NL
+    exact = gguf.quants.dequantize(quantise_rows(kind, weight.numpy()), kind)
     fine = np.linalg.norm(exact - weight.numpy()) / np.linalg.norm(weight.numpy())
     assert fine < coarse < 1.3 * fine < 0.12
     assert torch.equal(round_to_levels(torch.zeros(2, 32)), torch.zeros(2, 32))

@@ -35,8 +35,9 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
 }
 # A room that is only rooms: `edgemed/__init__.py` and `edgemed/__main__.py` lie in "edgemed" itself.
 PACKAGES = ("edgemed", "converters", "runtimes", "bench")
-# Programs that are run by hand and imported by nothing: what they use beyond their room.
+# What single files use beyond their room: programs that are run by hand, and a module that is imported inside functions only.
 SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
+    "converters/kernels.py": (set(), {"numba"}),
     "bench/demo_logits.py": (set(), {"torch", "transformers"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
@@ -138,7 +139,20 @@ def test_a_lazy_torch_is_allowed_where_the_table_says(tmp_path: Path, monkeypatc
     assert not problems(path)
 
 
-HEAVY = ("torch", "transformers", "textual", "fastapi", "llama_cpp", "numpy", "gguf", "huggingface_hub", "pydantic", "PIL", "rich.progress")
+HEAVY = (
+    "torch",
+    "transformers",
+    "textual",
+    "fastapi",
+    "llama_cpp",
+    "numpy",
+    "gguf",
+    "huggingface_hub",
+    "pydantic",
+    "PIL",
+    "numba",
+    "rich.progress",
+)
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
+from gguf.quants import IQ4_NL
 from numpy.typing import NDArray
 
 from converters.checkpoint import F32
 from converters.ggml import block_size, quantise_rows, row_bytes
-from converters.iq4nl import LEVELS
 
 U8 = NDArray[np.uint8]
+LEVELS = np.array(IQ4_NL.kvalues, np.float32)
 # Of the mean diagonal, added to it: keeps directions that were not seen from being spent.
 DAMPING = 0.01
 # Columns whose errors are collected before the rest of the row is corrected by them.
