@@ -89,7 +89,7 @@ def quantise_piece(tensor: Planned, start: int, stop: int, compiled: bool = Fals
             "Pass --quant BF16 or --vision-quant BF16.",
         )
     if tensor.fit is not None and tensor.type not in FLOATS:
-        return tensor.fit.round(tensor.type, rows)
+        return tensor.fit.round(tensor.type, rows, compiled)
     quantise_rows = blocks.quantise_rows if compiled and blocks.can(tensor.type) else ggml.quantise_rows
     return quantise_rows(tensor.type, rows, tensor.importance)
 

@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 from PIL import Image
 
+from converters import blocks
 from converters.calibration.fit import Fit, fit_tensor
 from converters.calibration.gather import Batch, Pack, build_batch, draw_samples, gather, load_values, pack_samples, run_pack
 from converters.calibration.moments import Calibration, Moments
@@ -213,6 +214,15 @@ def test_compensated_blocks_lose_less_on_what_was_seen(kind: Type) -> None:
     plain = quantise_rows(kind, rows, importance)
     assert data.shape == plain.shape
     assert loss(data) < 0.5 * loss(plain)
+
+
+@pytest.mark.skipif(not blocks.available(), reason="needs numba")
+@pytest.mark.parametrize("kind", [Type.IQ4_NL, Type.Q4_K], ids=lambda kind: kind.name)
+def test_compiled_scales_are_made_up_for_as_well(kind: Type) -> None:
+    rows, covariance = correlated(512)
+    fit = Fit(Moments(covariance, np.ones(24, np.float32)), 1)
+    ggml, compiled = (fit.loss(dequantize(fit.round(kind, rows, c), kind) - rows, np.arange(24)) for c in (False, True))
+    assert 0.8 * ggml < compiled < 1.2 * ggml
 
 
 @pytest.mark.parametrize("kind", LAYOUTS, ids=lambda kind: kind.name)

@@ -18,6 +18,7 @@ from gguf import GGMLQuantizationType as Type
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from converters import blocks
 from converters.calibration.moments import Moments
 from converters.calibration.rounding import LAYOUTS, Factor, compensation, round_compensated
 from converters.checkpoint import F32, TensorSource
@@ -35,11 +36,15 @@ class Fit:
     moments: Moments
     positions: int
 
-    def round(self, kind: Type, rows: F32) -> NDArray[np.uint8]:
-        """Rows in blocks of a type, errors made up for where the type's layout and the input's covariance are known."""
+    def round(self, kind: Type, rows: F32, compiled: bool = False) -> NDArray[np.uint8]:
+        """Rows in blocks of a type, errors made up for where the type's layout and the input's covariance are known.
+
+        compiled: blocks' scales by blocks.py, where it has the type.
+        """
+        quantise = blocks.quantise_rows if compiled and blocks.can(kind) else quantise_rows
         if kind not in LAYOUTS or self.moments.covariance.ndim == 1:
-            return quantise_rows(kind, rows, self.moments.importance)
-        return round_compensated(kind, rows, self.factor, self.moments.importance)
+            return quantise(kind, rows, self.moments.importance)
+        return round_compensated(kind, rows, self.factor, self.moments.importance, quantise)
 
     @property
     def factor(self) -> Factor:

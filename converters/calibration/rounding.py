@@ -174,8 +174,13 @@ def compensation(covariance: F32) -> Factor:
     return Factor(np.triu(upper / diagonal, 1).astype(np.float32), np.square(diagonal).astype(np.float32))
 
 
-def round_compensated(kind: Type, rows: F32, factor: Factor, importance: F32 | None = None) -> U8:
-    """float32 [n, width] → uint8 [n, row_bytes]; each row on its own, so that pieces of a tensor may be rounded apart."""
+def round_compensated(
+    kind: Type, rows: F32, factor: Factor, importance: F32 | None = None, quantise: Callable[[Type, F32, F32 | None], U8] = quantise_rows
+) -> U8:
+    """float32 [n, width] → uint8 [n, row_bytes]; each row on its own, so that pieces of a tensor may be rounded apart.
+
+    quantise: what chooses blocks' scales.
+    """
     layout, block = LAYOUTS[kind], block_size(kind)
     n, width = rows.shape
     out = np.empty((n, width // block, row_bytes(kind, block)), np.uint8)
@@ -185,7 +190,7 @@ def round_compensated(kind: Type, rows: F32, factor: Factor, importance: F32 | N
         here = slice(start, start + block)
         # What the block's columns will be asked for, once each follows those before it in the block as well.
         shift = np.linalg.solve(np.eye(block, dtype=np.float32) + factor.feedback[here, here].T, wanted[here] - values[here])
-        raw = quantise_rows(kind, np.ascontiguousarray((values[here] + shift).T), None if importance is None else importance[here])
+        raw = quantise(kind, np.ascontiguousarray((values[here] + shift).T), None if importance is None else importance[here])
         scale, offset = (np.repeat(part, block // part.shape[1], axis=1).T.copy() for part in layout.scales(raw))
         codes = np.empty((block, n), np.uint8)
         for lot in range(0, block, _LOT):
