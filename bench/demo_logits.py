@@ -2,7 +2,7 @@
 
     python -m bench.demo_logits --dataset slake=PATH [--positions 4096]
 
-The reference is a LlavaForConditionalGeneration filled with the very weights that the converter reads (base, adapter and tower). Text
+The reference is transformers' modules filled with the very weights that the converter reads (base, adapter and tower). Text
 positions only, of conversations of many questions about one image. Prints relative L2, top-1 agreement with the margin of each miss
 (the reference's gap between its first and the engine's choice, in logits), and the image rows' relative L2.
 """
@@ -12,16 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
-from converters.checkpoint import Checkpoint
+from converters.calibration.reference import Reference, build_reference
 from converters.readers import open_checkpoint
-from converters.tensors import read_all
 from edgemed.core.conversation import Turn, render
 from edgemed.core.images import load_image, normalise, prepare
 from edgemed.core.manifest import load_artifact
@@ -37,61 +34,6 @@ F32 = NDArray[np.float32]
 CONTEXT_TOKENS = 1024
 
 
-def build_reference(checkpoint: Checkpoint) -> Any:
-    """A float32 LlavaForConditionalGeneration with a Llama and a SigLIP tower, of the checkpoint's own weights."""
-    llm, tower = checkpoint.llm, checkpoint.tower
-    text = LlamaConfig(
-        vocab_size=llm.vocab_size,
-        hidden_size=llm.hidden,
-        intermediate_size=llm.ffn,
-        num_hidden_layers=llm.layers,
-        num_attention_heads=llm.heads,
-        num_key_value_heads=llm.kv_heads,
-        head_dim=llm.head_dim,
-        rms_norm_eps=llm.norm_eps,
-        max_position_embeddings=llm.context_length,
-        rope_parameters={"rope_theta": llm.rope_theta, "rope_type": "default"},
-        tie_word_embeddings="lm_head.weight" not in llm.tensors,
-    )
-    vision = SiglipVisionConfig(
-        hidden_size=tower.hidden,
-        intermediate_size=tower.ffn,
-        num_hidden_layers=tower.layers,
-        num_attention_heads=tower.heads,
-        image_size=tower.image_size_px,
-        patch_size=tower.patch_size_px,
-        layer_norm_eps=tower.norm_eps,
-        hidden_act=tower.activation,
-        vision_use_head=False,
-    )
-    config = LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=checkpoint.tokenizer.tokens.index("<filename>"),
-        projector_hidden_act=checkpoint.projector.activation,
-        vision_feature_select_strategy="full",
-        vision_feature_layer=-1,
-        tie_word_embeddings=text.tie_word_embeddings,
-    )
-    model: Any = LlavaForConditionalGeneration(config).float().eval()
-    fill(model.model.language_model, {k.removeprefix("model."): v for k, v in llm.tensors.items() if k != "lm_head.weight"})
-    if "lm_head.weight" in llm.tensors:
-        fill(model.lm_head, {"weight": llm.tensors["lm_head.weight"]})
-    model.tie_weights()
-    fill(model.model.vision_tower, dict(tower.tensors))
-    fill(model.model.multi_modal_projector, dict(checkpoint.projector.tensors))
-    return model
-
-
-def fill(module: Any, tensors: dict[str, Any]) -> None:
-    """Load every tensor; what the module has beyond them must not be needed (a post-layernorm that no feature passes)."""
-    state = {k: torch.from_numpy(read_all(t).copy()) for k, t in tensors.items()}
-    result = module.load_state_dict(state, strict=False)
-    missing = [k for k in result.missing_keys if "post_layernorm" not in k]
-    if missing or result.unexpected_keys:
-        raise SystemExit(f"The reference lacks {missing[:3]} and does not know {result.unexpected_keys[:3]}.")
-
-
 def conversations(samples: list[Sample]) -> list[tuple[Path, list[Turn]]]:
     """Every image's questions and answers as one conversation, in the set's order."""
     grouped: dict[Path, list[Turn]] = {}
@@ -102,7 +44,7 @@ def conversations(samples: list[Sample]) -> list[tuple[Path, list[Turn]]]:
     return list(grouped.items())
 
 
-def compare(engine: Engine, model: Any, image: Path, turns: list[Turn]) -> tuple[F32, F32, float]:
+def compare(engine: Engine, model: Reference, image: Path, turns: list[Turn]) -> tuple[F32, F32, float]:
     """(engine's logits, reference's logits [text positions, vocab], relative L2 of the image's rows)."""
     manifest = engine.artifact.manifest
     pixels = prepare(load_image(image), manifest.image)
@@ -111,15 +53,14 @@ def compare(engine: Engine, model: Any, image: Path, turns: list[Turn]) -> tuple
     ids = engine.tokenize(segments)
     ours = engine.evaluate(segments, [picture], all_positions=True)
     rows = engine.embed(picture)
-    marker = model.config.image_token_id
-    tokens = [t for i in ids for t in ([marker] * manifest.vision.image_tokens if i == IMAGE_TOKEN else [i])]
-    values = torch.from_numpy(normalise(pixels, manifest.image)[None])
+    at = ids.index(IMAGE_TOKEN)
     with torch.no_grad():
-        features = model.get_image_features(pixel_values=values)
-        reference_rows = getattr(features, "pooler_output", features)[0].numpy()
-        theirs = model(input_ids=torch.tensor([tokens]), pixel_values=values).logits[0].numpy()
-    text = np.array([t != marker for t in tokens])
-    return ours[text], theirs[text], relative_l2(rows, reference_rows)
+        features = model.image_rows(torch.from_numpy(normalise(pixels, manifest.image)[None]))[0]
+        before, after = (model.embed(torch.tensor(part, dtype=torch.long)) for part in (ids[:at], ids[at + 1 :]))
+        embeds = torch.cat([before, features, after])
+        theirs = model.logits(embeds[None], torch.arange(len(embeds)))[0].numpy()
+    text = np.r_[0:at, at + len(features) : len(embeds)]
+    return ours[text], theirs[text], relative_l2(rows, features.numpy())
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from math import prod
@@ -24,6 +24,9 @@ from pathlib import Path
 from gguf import GGML_QUANT_VERSION
 from gguf import GGMLQuantizationType as Type
 
+from converters.calibration.fit import fit_tensor
+from converters.calibration.moments import Calibration
+from converters.calibration.search import choose_types, measure_losses
 from converters.certificate import build_certificate, count_passes
 from converters.checkpoint import Checkpoint, TensorSource
 from converters.llm import llm_metadata, llm_tensors
@@ -33,7 +36,7 @@ from converters.recipes import Recipe, file_type
 from converters.staging import commit, staged
 from converters.tokenizers import tokenizer_metadata
 from converters.vision import PaddedTensor, vision_metadata, vision_tensors
-from converters.writer import data_bytes, write_gguf
+from converters.writer import ALIGNMENT, data_bytes, header_bytes, write_gguf
 from edgemed.core.errors import InputError, ResourceError
 from edgemed.core.files import os_errors, sha256_file
 from edgemed.core.manifest import (
@@ -92,13 +95,24 @@ class Plan:
 
 
 def convert(
-    checkpoint: Checkpoint, out_dir: Path, recipe: Recipe, *, threads: int | None = None, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    out_dir: Path,
+    recipe: Recipe,
+    *,
+    calibration: Calibration | None = None,
+    budget_bytes: int | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
 ) -> Artifact:
     """Write the artifact of `checkpoint` into `out_dir`, replacing one that is there once the new one is complete.
 
+    With a calibration, matrices are rounded by it, and their types are the best mixture in `budget_bytes` for both files; where that
+    is left out, in what the recipe's own types take.
     Raises CheckpointError (weights), RecipeError (types), ResourceError (disk full; nothing is left) and InputError (out_dir).
     """
     plans = [plan_vision(checkpoint, recipe), plan_llm(checkpoint, recipe)]
+    if calibration is not None:
+        plans = choose_mixture(checkpoint, recipe, plans, calibration, budget_bytes, threads or os.cpu_count() or 1)
     sources = {name: _source_path(checkpoint, name) for name in checkpoint.files}
     _check_target(out_dir, sources)
     vision, llm = plans
@@ -126,15 +140,40 @@ def convert(
         _sync(staging, files)
         source = SourceRecord(reader=checkpoint.reader, path=str(checkpoint.path), files=hashes.result(), notes=(*checkpoint.notes, *notes))
         manifest = _manifest(checkpoint, recipe, plans, files, source).model_copy(update={"certificate": certificate})
+        if calibration is not None:
+            record = calibration.record.model_copy(update={"budget_bytes": budget_bytes})
+            manifest = manifest.model_copy(update={"calibration": record, "calibration_sha256": record.samples_sha256})
         save_manifest(staging, manifest)
         commit(staging, out_dir)
     return load_artifact(out_dir)
 
 
-def plan_llm(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """The LLM's file: names, types, metadata."""
+def choose_mixture(
+    checkpoint: Checkpoint, recipe: Recipe, plans: Sequence[Plan], calibration: Calibration, budget_bytes: int | None, threads: int
+) -> list[Plan]:
+    """The recipe's plans with each matrix's type and rounding chosen by a calibration. Raises RecipeError (budget too small)."""
+    positions = calibration.record.positions
+    fits = {
+        t.name: fit_tensor(t.source, calibration.moments[t.name], positions)
+        for p in plans
+        for t in p.tensors
+        if t.name in calibration.moments
+    }
+    matrices = [replace(t, fit=fits[t.name]) for p in plans for t in p.tensors if t.name in fits]
+    size = sum(header_bytes(p.arch, p.metadata, p.tensors) + data_bytes(p.tensors) for p in plans)
+    # What no choice changes; a tensor may end up to ALIGNMENT bytes before the next begins.
+    fixed = size - data_bytes(matrices) + ALIGNMENT * len(matrices)
+    types = choose_types(
+        {t.name: t.shape for t in matrices}, measure_losses(matrices, threads), size if budget_bytes is None else budget_bytes, fixed
+    )
+    vision, llm = plan_vision(checkpoint, recipe, types), plan_llm(checkpoint, recipe, types)
+    return [replace(p, tensors=[replace(t, fit=fits.get(t.name)) for t in p.tensors]) for p in (vision, llm)]
+
+
+def plan_llm(checkpoint: Checkpoint, recipe: Recipe, chosen: Mapping[str, Type] | None = None) -> Plan:
+    """The LLM's file: names, types (the recipe's, but for those `chosen`), metadata."""
     tensors = llm_tensors(checkpoint.llm)
-    types = recipe.llm_types((name, source.shape) for name, source in tensors)
+    types = recipe.llm_types((name, source.shape) for name, source in tensors) | dict(chosen or {})
     quant = _label(recipe.llm, tensors, types)
     metadata = {
         **_general(checkpoint.name, quant),
@@ -144,12 +183,12 @@ def plan_llm(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     return Plan("llm", f"{_file_stem(checkpoint.name)}-{quant}.gguf", quant, checkpoint.llm.arch, metadata, _planned(tensors, types))
 
 
-def plan_vision(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
+def plan_vision(checkpoint: Checkpoint, recipe: Recipe, chosen: Mapping[str, Type] | None = None) -> Plan:
     """The tower and projector's file."""
     tower, projector, width = checkpoint.tower, checkpoint.projector, checkpoint.llm.hidden
     stored_ffn = recipe.padded_ffn(tower.ffn)
     tensors = vision_tensors(tower, projector, width=width, stored_ffn=stored_ffn)
-    types = recipe.vision_types((name, source.shape) for name, source in tensors)
+    types = recipe.vision_types((name, source.shape) for name, source in tensors) | dict(chosen or {})
     quant = _label(recipe.vision, tensors, types)
     metadata = {**_general(checkpoint.name, quant), **vision_metadata(tower, checkpoint.image, width=width, stored_ffn=stored_ffn)}
     return Plan("mmproj", f"mmproj-{_file_stem(checkpoint.name)}-{quant}.gguf", quant, "clip", metadata, _planned(tensors, types))

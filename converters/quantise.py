@@ -19,12 +19,14 @@ from gguf import GGMLQuantizationType as Type
 from numpy.typing import NDArray
 
 from converters import blocks, ggml
+from converters.calibration.fit import Fit
 from converters.checkpoint import F32, TensorSource
 from edgemed.core.errors import CheckpointError
 
 # float32 values of one piece: 4 MiB, small enough for caches to help and large enough that threads rarely wait for one another.
 PIECE_VALUES = 1 << 20
 F16_MAX = 65504.0
+FLOATS = (Type.F32, Type.F16, Type.BF16)
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Planned:
     source: TensorSource
     type: Type
     importance: F32 | None = None
+    # How a calibrated tensor is rounded, instead of by importance alone.
+    fit: Fit | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,6 +88,8 @@ def quantise_piece(tensor: Planned, start: int, stop: int, compiled: bool = Fals
             f"Expected weights within ±65504 for F16, found {max(-low, high):.3g} in '{tensor.source.name}'.",
             "Pass --quant BF16 or --vision-quant BF16.",
         )
+    if tensor.fit is not None and tensor.type not in FLOATS:
+        return tensor.fit.round(tensor.type, rows, compiled)
     quantise_rows = blocks.quantise_rows if compiled and blocks.can(tensor.type) else ggml.quantise_rows
     return quantise_rows(tensor.type, rows, tensor.importance)
 

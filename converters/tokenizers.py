@@ -39,6 +39,8 @@ _TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _REGEX_PRE = {_CONTRACTIONS + r"\p{N}" + _TAIL: "qwen2", _CONTRACTIONS + r"\p{N}{1,3}" + _TAIL: "llama-bpe"}
 # The same rule under the name that belongs to an architecture (other clean-up of blanks).
 _ARCH_PRE = {("qwen2", "stablelm"): "stablelm2", ("gpt-2", "phi2"): "phi-2"}
+# The way back: rules that are a regular expression.
+SPLIT_REGEX = {pre: regex for regex, pre in _REGEX_PRE.items()} | {"stablelm2": _CONTRACTIONS + r"\p{N}" + _TAIL}
 # vocab.json and merges.txt alone do not say how text is split; these families have one way each.
 _FAMILY_PRE = {"phi2": "phi-2", "qwen2": "qwen2", "stablelm": "stablelm2"}
 

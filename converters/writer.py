@@ -8,6 +8,7 @@ gguf's own writer makes the header; data goes past it, so that nothing waits in 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -53,6 +54,15 @@ def write_gguf(
             _write_data(f, tensors, digest, threads, compiled, advance)
             size = f.tell()
     return FileRecord(size_bytes=size, sha256=digest.hexdigest())
+
+
+def header_bytes(arch: str, metadata: Metadata, tensors: Sequence[Planned]) -> int:
+    """Bytes of everything before the data, padding included; types make no difference to it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "header.gguf"
+        with os_errors(path):
+            _write_header(path, arch, metadata, tensors)
+            return _padded(path.stat().st_size)
 
 
 def _write_header(path: Path, arch: str, metadata: Metadata, tensors: Sequence[Planned]) -> None:

@@ -170,11 +170,21 @@ class Engine:
         self._check_images((image,))
         return self._array(Embed(image))
 
-    def evaluate(self, segments: Sequence[Text | ImageSlot | int], images: Sequence[PreparedImage] = (), all_positions: bool = True) -> F32:
-        """Logits after segments (core.conversation) or bare token ids, run alone: float32 [positions, vocab], or [1, vocab]."""
+    def evaluate(
+        self,
+        segments: Sequence[Text | ImageSlot | int],
+        images: Sequence[PreparedImage] = (),
+        all_positions: bool = True,
+        last: int = 1,
+        reuse: bool = False,
+    ) -> F32:
+        """Logits after segments (core.conversation) or bare token ids, run alone: float32 [positions, vocab], all or the `last` ones.
+
+        reuse: start from what the cache holds of the evaluation before, which is faster for many questions about one image.
+        """
         self._check_images(images)
         _check_text([segment.text for segment in segments if isinstance(segment, Text)])
-        return self._array(Evaluate(tuple(segments), tuple(images), all_positions))
+        return self._array(Evaluate(tuple(segments), tuple(images), all_positions, last, reuse))
 
     def tokenize(self, segments: Sequence[Text | ImageSlot | int]) -> list[int]:
         """The token ids that segments become; an image is one prompt.IMAGE_TOKEN."""

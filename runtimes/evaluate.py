@@ -1,4 +1,4 @@
-"""Logits of one sequence, run alone from an empty cache: what parity checks and `verify` compare. Knows no queue."""
+"""Logits of one sequence, run alone: what parity checks and `verify` compare. Knows no queue."""
 
 from __future__ import annotations
 
@@ -12,31 +12,32 @@ from runtimes.libllama import LanguageModel
 F32 = NDArray[np.float32]
 
 
-def evaluate(llm: LanguageModel, job: Job, slot: Slot) -> F32:
-    """float32 [cells, vocab], or [1, vocab] of the last cell. `slot` is empty and idle, and is left full. Raises EngineError."""
+def evaluate(llm: LanguageModel, job: Job, slot: Slot, kept: int = 0) -> F32:
+    """float32 [cells, vocab], or [last, vocab] of the last cells. `slot` is idle and holds `kept` cells, and is left full.
+
+    Raises EngineError.
+    """
     cells = job.prompt.cells
-    out: F32 = np.empty((len(cells) if job.all_positions else 1, llm.vocab_size), np.float32)
-    # Every output row needs room in llama.cpp's buffers, so few at a time where all are wanted.
-    room = min(llm.max_outputs, llm.batch_tokens) if job.all_positions else llm.batch_tokens
-    slot.start(job, 0, len(cells))
+    first = 0 if job.all_positions else max(0, len(cells) - job.last)
+    out: F32 = np.empty((len(cells) - first, llm.vocab_size), np.float32)
+    slot.start(job, kept, len(cells))
     while (start := len(slot.cells)) < len(cells):
-        n = _run_part(llm, job, slot, room)
-        if job.all_positions:
-            for i in range(n):
-                out[start + i] = llm.logits(i)
-        elif start + n == len(cells):
-            out[0] = llm.logits(n - 1)
+        skip = max(0, first - start)
+        # Every output row needs room in llama.cpp's buffers, so few at a time.
+        n = _run_part(llm, job, slot, min(skip + llm.max_outputs, llm.batch_tokens), skip)
+        for i in range(skip, n):
+            out[start - first + i] = llm.logits(i)
         slot.cells += cells[start : start + n]
     return out
 
 
-def _run_part(llm: LanguageModel, job: Job, slot: Slot, room: int) -> int:
-    """Run the next cells, at most `room`; returns how many."""
+def _run_part(llm: LanguageModel, job: Job, slot: Slot, room: int, skip: int) -> int:
+    """Run the next cells, at most `room`, with logits of all but the first `skip`; returns how many."""
     start = len(slot.cells)
     rows = job.next_rows(start, room) if slot.wants_rows else None
     tokens = slot.next_text(room)[0] if rows is None else []
     n = len(tokens) if rows is None else rows.shape[0]
-    outputs = range(n) if job.all_positions else [n - 1] if start + n == len(job.prompt.cells) else []
+    outputs = range(skip, n)
     positions = range(start, start + n)
     if rows is None:
         code = llm.decode_tokens(tokens, positions, [slot.index] * n, outputs)

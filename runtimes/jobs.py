@@ -30,6 +30,9 @@ class Job:
     evaluate: bool = False
     embed: bool = False
     all_positions: bool = False
+    # Of an evaluation: how many positions at the end are wanted, where not all are; whether it may begin with cells of the one before.
+    last: int = 1
+    reuse: bool = False
     stop: tuple[str, ...] = ()
     stop_ids: frozenset[int] = frozenset()
     prompt: Prompt = field(default_factory=lambda: Prompt([], ()))

@@ -65,6 +65,13 @@ class Placement:
         target.start(job, shared, self._limit)
         return "placed"
 
+    def keep(self, slot: Slot, job: Job) -> int:
+        """Cut a slot back to what an evaluation can begin with, all before the positions it wants; returns how many cells."""
+        cells = job.prompt.cells
+        shared = 0 if job.all_positions else max(0, min(common_prefix(slot.cells, cells), len(cells) - job.last))
+        self._cut(slot, shared)
+        return shared
+
     def clear(self, slot: Slot) -> None:
         """Forget a slot's cells."""
         self._cut(slot, 0)

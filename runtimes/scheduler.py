@@ -103,7 +103,9 @@ class Scheduler:
         elif isinstance(command, Submit):
             self._take_request(id, received, command.request)
         elif isinstance(command, Evaluate):
-            self._queue_job(Job(id, received, evaluate=True, all_positions=command.all_positions), command.segments, command.images)
+            c = command
+            job = Job(id, received, evaluate=True, all_positions=c.all_positions, last=c.last, reuse=c.reuse)
+            self._queue_job(job, c.segments, c.images)
         elif isinstance(command, Embed):
             self._queue_job(Job(id, received, embed=True), (ImageSlot(0),), (command.image,))
         elif isinstance(command, Tokenize):
@@ -328,15 +330,18 @@ class Scheduler:
             slot.stop()
 
     def _evaluate(self, job: Job) -> None:
-        for slot in self._slots:
+        first, *others = self._slots
+        kept = self._placement.keep(first, job) if job.reuse else 0
+        for slot in self._slots if kept == 0 else others:
             self._placement.clear(slot)
         del self._jobs[job.id]
         try:
-            self._send(job.id, evaluate(self._llm, job, self._slots[0]))
+            self._send(job.id, evaluate(self._llm, job, first, kept))
         except EngineError as error:
             self._send(job.id, error)
-        self._slots[0].stop()
-        self._placement.clear(self._slots[0])
+        first.stop()
+        if not (job.reuse and len(first.cells) == len(job.prompt.cells)):
+            self._placement.clear(first)
 
     def _stats(self) -> SchedulerStats:
         span = self._drawn[-1][0] - self._drawn[0][0] if self._drawn else 0.0

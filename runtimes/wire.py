@@ -56,11 +56,16 @@ class Embed:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Run segments alone and reply with logits, float32 [positions, vocab] or [1, vocab]."""
+    """Run segments alone and reply with logits, float32 [positions, vocab]: of all, or of the `last` ones.
+
+    `reuse`: begin with the cells that the evaluation before left, as far as they are the same.
+    """
 
     segments: Segments
     images: tuple[PreparedImage, ...]
     all_positions: bool
+    last: int = 1
+    reuse: bool = False
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,15 @@ def test_evaluate_all_positions_and_last_agree(engine: Engine) -> None:
     last = engine.evaluate(segments, [image(1)], all_positions=False)
     assert every.shape == (len(engine.tokenize(segments)) - 1 + PATCHES, VOCAB)
     assert np.linalg.norm(every[-1] - last[0]) / np.linalg.norm(last) < 5e-3
+    for count in (3, 80, 10_000):  # within the text, into the image, more than there are
+        few = engine.evaluate(segments, [image(1)], all_positions=False, last=count)
+        again = [engine.evaluate(segments, [image(1)], all_positions=False, last=count, reuse=True) for _ in range(2)]
+        assert all(np.linalg.norm(every[-count:] - found) / np.linalg.norm(found) < 5e-3 for found in again)
+        assert few.shape == every[-count:].shape
+        assert np.linalg.norm(every[-count:] - few) / np.linalg.norm(few) < 5e-3
+    assert engine.stats().kv_used_tokens == len(every)
+    engine.evaluate(segments, [image(1)], all_positions=False)  # from an empty cache, which it leaves
+    assert engine.stats().kv_used_tokens == 0
 
 
 def test_cancel_stops_within_one_token(engine: Engine) -> None:

@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING
 from edgemed.cli.output import Output
 
 if TYPE_CHECKING:
+    from converters.calibration.moments import Calibration
     from converters.checkpoint import Checkpoint
     from converters.recipes import Recipe
     from edgemed.core.images import ImagePreparation
     from edgemed.core.manifest import Artifact
     from edgemed.core.registry import ModelEntry
+    from edgemed.data import Sample
     from runtimes.messages import EngineSettings, PreparedImage
 
 DEMO_BITS = 4
+# Calibration never sees what a model is measured on.
+CALIBRATION_SPLIT = "train"
 CONTEXT_TOKENS = 2048
 # Kept for question and answer beside images.
 TEXT_TOKENS = 1024
@@ -107,7 +111,7 @@ def _image_of(entry: ModelEntry, mode: str | None) -> ImagePreparation:
     return ImagePreparation.model_validate(entry.image.model_dump() | ({"mode": mode} if mode else {}))
 
 
-def default_out(source: str | None, checkpoint: Checkpoint, recipe: Recipe, plain_bits: bool) -> Path:
+def default_out(source: str | None, checkpoint: Checkpoint, recipe: Recipe, plain_bits: bool, suffix: str = "") -> Path:
     """Where an artifact goes without --out: its name in models.toml, else the model's name and type."""
     from edgemed.core.paths import artifacts_dir
 
@@ -116,7 +120,7 @@ def default_out(source: str | None, checkpoint: Checkpoint, recipe: Recipe, plai
         return artifacts_dir() / entry.artifact_name(recipe.bits)
     # A checkpoint's name is whatever its folder or its authors say: it must not lead out of the folder.
     name = re.sub(r"[^\w.-]+", "-", checkpoint.name).strip(".-") or "model"
-    folder = artifacts_dir() / f"{name}-{recipe.llm}"
+    folder = artifacts_dir() / f"{name}-{recipe.llm}{suffix}"
     _check_owner(folder, checkpoint)
     return folder
 
@@ -139,6 +143,47 @@ def _check_owner(folder: Path, checkpoint: Checkpoint) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Fitting:
+    """What a calibrated conversion is fitted to: training questions and, where said, the bytes that both files may take."""
+
+    dataset: str
+    samples: Sequence[Sample]
+    budget_bytes: int | None = None
+
+
+def read_fitting(calibrate: str | None, count: int, budget: str | None) -> Fitting | None:
+    """From --calibrate, --samples and --budget. Raises InputError, DatasetError, MissingExtraError."""
+    from edgemed.core.errors import InputError
+    from edgemed.core.units import parse_bytes
+
+    budget_bytes = parse_bytes(budget) if budget is not None else None
+    if calibrate is None:
+        if budget is not None:
+            raise InputError("Expected --calibrate with --budget, found --budget alone.", "Add --calibrate slake=PATH.")
+        return None
+    from converters.calibration.gather import draw_samples
+    from converters.calibration.reference import check_extra
+    from edgemed.data import load_samples
+
+    check_extra("Calibrating")
+    name, sep, path = calibrate.partition("=")
+    if not (sep and name and path):
+        raise InputError(f"Expected --calibrate NAME=PATH, found '{calibrate}'.", "For example: --calibrate slake=../data/slake")
+    return Fitting(name, draw_samples(load_samples(name, Path(path), CALIBRATION_SPLIT), count), budget_bytes)
+
+
+def calibrate_checkpoint(checkpoint: Checkpoint, fitting: Fitting, out: Output) -> Calibration:
+    """Gather moments, with a bar."""
+    from converters.calibration.gather import gather
+
+    out.note(f"Calibrating on {len(fitting.samples)} questions of {fitting.dataset}: transformers runs in float32, this takes minutes …")
+    with out.progress() as bar:
+        return gather(
+            checkpoint, fitting.samples, fitting.dataset, CALIBRATION_SPLIT, progress=lambda done, total: bar("calibrate", done, total)
+        )
+
+
 def convert_source(
     source: str | None,
     options: SourceOptions,
@@ -148,15 +193,26 @@ def convert_source(
     out_dir: Path | None = None,
     plain_bits: bool = True,
     threads: int | None = None,
+    fitting: Fitting | None = None,
 ) -> Artifact:
-    """Read, quantise and write; notes and a progress bar on stderr."""
+    """Read, calibrate where asked, quantise and write; notes and progress bars on stderr."""
     from converters.convert import convert
 
     checkpoint = open_source(source, options)
-    folder = out_dir or default_out(source, checkpoint, recipe, plain_bits)
+    plain = plain_bits and fitting is None
+    folder = out_dir or default_out(source, checkpoint, recipe, plain, "-calibrated" if fitting else "")
+    calibration = calibrate_checkpoint(checkpoint, fitting, out) if fitting else None
     out.note(f"Converting {checkpoint.name} ({checkpoint.reader}) to {recipe.llm}, tower {recipe.vision}, into {folder}")
     with out.progress() as bar:
-        artifact = convert(checkpoint, folder, recipe, threads=threads, progress=lambda done, total: bar("convert", done, total))
+        artifact = convert(
+            checkpoint,
+            folder,
+            recipe,
+            calibration=calibration,
+            budget_bytes=fitting.budget_bytes if fitting else None,
+            threads=threads,
+            progress=lambda done, total: bar("convert", done, total),
+        )
     for note in artifact.manifest.source.notes:
         out.warn(note)
     return artifact

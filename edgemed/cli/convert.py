@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgemed.cli.compose import SourceOptions, convert_source, named_bits, require_artifact
+from edgemed.cli.compose import SourceOptions, convert_source, named_bits, read_fitting, require_artifact
 from edgemed.cli.options import (
     Adapter,
     Base,
     Bits,
+    Budget,
+    Calibrate,
     Folder,
     ImageMode,
     Json,
@@ -20,6 +22,7 @@ from edgemed.cli.options import (
     Quant,
     Quiet,
     Reference,
+    Samples,
     Source,
     Template,
     Threads,
@@ -47,6 +50,9 @@ def convert(
     image_mode: ImageMode = None,
     pre: Pre = None,
     name: Name = None,
+    calibrate: Calibrate = None,
+    samples: Samples = 256,
+    budget: Budget = None,
     threads: Threads = None,
     no_verify: NoVerify = False,
     json: Json = False,
@@ -59,7 +65,8 @@ def convert(
     recipe = Recipe.of(bits if bits or quant else named_bits(source), quant, vision_quant)
     options = SourceOptions(adapter, base, vision_tower, mmproj, template, image_mode, name, pre)
     plain = quant is None and vision_quant is None and options == SourceOptions()
-    artifact = convert_source(source, options, recipe, sink, out_dir=out, plain_bits=plain, threads=threads)
+    fitting = read_fitting(calibrate, samples, budget)
+    artifact = convert_source(source, options, recipe, sink, out_dir=out, plain_bits=plain, threads=threads, fitting=fitting)
     show_card(artifact, sink)
     parity = None if no_verify else run_verify(artifact, sink)
     sink.result(describe_artifact(artifact) | {"parity": parity and parity.describe()})

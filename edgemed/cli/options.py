@@ -32,6 +32,21 @@ Quant = Annotated[
     str | None, typer.Option("--quant", help="GGUF type of the language model instead of --bits, as Q4_K_M, Q8_0 or F16.", metavar="TYPE")
 ]
 VisionQuant = Annotated[str | None, typer.Option("--vision-quant", help="GGUF type of the vision tower instead of --bits.", metavar="TYPE")]
+Calibrate = Annotated[
+    str | None,
+    typer.Option(
+        "--calibrate",
+        help="Round by what matters on a data set's training questions, and choose each matrix's type by it; needs the train extra.",
+        metavar="NAME=PATH",
+    ),
+]
+Samples = Annotated[int, typer.Option("--samples", help="How many questions --calibrate reads.", metavar="N", min=1)]
+Budget = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", help="With --calibrate: what both files may take, as 0.8GB; by default what the plain recipe takes.", metavar="SIZE"
+    ),
+]
 Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; by default one under edgemed's own data folder.", metavar="DIR")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="A LoRA adapter (folder or GGUF) to merge.", metavar="PATH")]
 Base = Annotated[Path | None, typer.Option("--base", help="The base that SOURCE is an adapter or a delta of.", metavar="PATH")]

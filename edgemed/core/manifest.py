@@ -110,6 +110,19 @@ class Certificate(Frozen):
         return self.vision_stored or self.vision
 
 
+class CalibrationRecord(Frozen):
+    """What a quantisation was fitted to: which questions (hash of `samples`), how many answer positions, how long it took."""
+
+    dataset: str
+    split: str
+    samples: int
+    samples_sha256: str
+    positions: int
+    elapsed_s: float
+    # What both files were allowed to take, where that was asked for; else the plain recipe's bytes.
+    budget_bytes: int | None = None
+
+
 class Manifest(Frozen):
     """manifest.json."""
 
@@ -129,6 +142,7 @@ class Manifest(Frozen):
     space_prefix: Literal["none", "first", "chunk", "each"]
     recipe: dict[str, str]
     calibration_sha256: str | None = None
+    calibration: CalibrationRecord | None = None
     tensors: tuple[TensorRecord, ...]
     certificate: Certificate | None = None
 

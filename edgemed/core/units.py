@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+from edgemed.core.errors import InputError
+
 
 def format_bytes(n: float) -> str:
     """Decimal units, as sizes of models are published: 905_000_000 → '905.0 MB'."""
@@ -9,6 +13,14 @@ def format_bytes(n: float) -> str:
         if abs(n) >= scale:
             return f"{n / scale:.{2 if unit == 'GB' else 1}f} {unit}"
     return f"{n:.0f} B"
+
+
+def parse_bytes(text: str) -> int:
+    """'0.8GB', '600 MB' or '905000000' → bytes. Raises InputError."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+) ?(GB|MB|kB|B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise InputError(f"Expected a size as 0.8GB or 600MB, found '{text}'.", "Write a number and GB or MB.")
+    return int(float(match[1]) * {"g": 1e9, "m": 1e6, "k": 1e3, "b": 1}[(match[2] or "b")[0].lower()])
 
 
 def format_duration(seconds: float) -> str:
