@@ -149,7 +149,7 @@ def run_transformers(folder: str, mode: str) -> dict[str, Any]:
     config = model.config
     tower = config.vision_config
     count = (tower.image_size // tower.patch_size) ** 2
-    text = torch.arange(5, 5 + TEXT_TOKENS - 1) % 200
+    text = torch.tensor([i for i in range(5, TEXT_TOKENS + 5) if i != config.image_token_id][: TEXT_TOKENS - 1])
     ids = torch.cat([torch.tensor([1]), torch.full((count,), config.image_token_id), text])[None].to(model.device)
 
     def seconds(pixels: Any, tokens: int) -> float:

@@ -169,8 +169,22 @@ class Slot:
 
 @dataclass(frozen=True)
 class Part:
-    """A slot's share of a batch: the cells that are run, and whether the last one's logits are wanted."""
+    """A slot's share of a batch for a job: the cells that are run, and whether the last one's logits are wanted."""
 
     slot: Slot
+    job: Job
     cells: list[int]
     last: bool
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token that a slot's job has drawn: whether it is an end token, whether it fills the context, and when it came."""
+
+    slot: Slot
+    job: Job
+    token: int
+    logprob: float | None
+    end: bool
+    full: bool
+    at: float

@@ -20,7 +20,7 @@ from edgemed.core.conversation import ImageSlot, Text, render
 from edgemed.core.errors import ContextOverflowError, EdgemedError, EngineError, InputError
 from edgemed.core.manifest import Manifest
 from runtimes.evaluate import batch_error, evaluate
-from runtimes.jobs import Job, Part, Slot
+from runtimes.jobs import Drawn, Job, Part, Slot
 from runtimes.libllama import LanguageModel, Sampler, current_account
 from runtimes.messages import EngineSettings, Failed, FinishReason, PreparedImage, Request
 from runtimes.placement import Placement
@@ -50,6 +50,7 @@ class Scheduler:
         self._limit = min(settings.context_tokens, llm.kv_tokens)
         self._placement = Placement(llm, self._slots, self._limit)
         self._image_turn = False
+        self._taken: list[Drawn] = []
         self._drawn: deque[tuple[float, int]] = deque()
         self._total = self._encoded = self._reused = 0
 
@@ -237,7 +238,7 @@ class Scheduler:
         job, start = slot.active, len(slot.cells)
         rows = job.next_rows(start, self._room(shared))
         stop = start + rows.shape[0]
-        part = Part(slot, job.prompt.cells[start:stop], stop == len(job.prompt.cells))
+        part = Part(slot, job, job.prompt.cells[start:stop], stop == len(job.prompt.cells))
         outputs = [len(part.cells) - 1] if part.last else []
         self._after(self._llm.decode_rows(rows, range(start, stop), slot.index, outputs), [part])
 
@@ -247,12 +248,12 @@ class Scheduler:
 
     def _run_text(self, slots: list[Slot]) -> None:
         answering = [slot for slot in slots if not slot.filling]
-        parts = [Part(slot, *slot.next_text(1)) for slot in answering]
+        parts = [Part(slot, slot.active, *slot.next_text(1)) for slot in answering]
         room = min(self._room(bool(answering)), self._llm.batch_tokens - len(parts))
         # Then prompts, the one that was served longest ago first.
         for slot in sorted((slot for slot in slots if slot.filling), key=lambda slot: slot.last_run):
             if room > 0:
-                parts.append(Part(slot, *slot.next_text(room)))
+                parts.append(Part(slot, slot.active, *slot.next_text(room)))
                 room -= len(parts[-1].cells)
         self._run_parts(parts)
 
@@ -271,16 +272,18 @@ class Scheduler:
         self._after(self._llm.decode_tokens(tokens, positions, sequences, outputs), parts)
 
     def _after(self, code: int, parts: list[Part]) -> None:
-        now = time.monotonic()
+        self._hand_out()  # a GPU is still computing this batch
         if code != 0:
             return self._part_failed(code, parts)
         index = -1
         for part in parts:
             index += len(part.cells)
             part.slot.cells += part.cells
+            if part.last and part.slot.job is part.job:
+                self._draw(part.slot, index)
+        now = time.monotonic()
+        for part in parts:
             part.slot.last_run = now
-            if part.last:
-                self._draw(part.slot, index, now)
         if count := sum(part.last for part in parts):
             self._total += count
             self._drawn.append((now, count))
@@ -289,6 +292,9 @@ class Scheduler:
 
     def _part_failed(self, code: int, parts: list[Part]) -> None:
         """Run a failed batch's parts one by one, so that only the request at fault ends."""
+        parts = [part for part in parts if part.slot.job is part.job]
+        if not parts:
+            return
         if len(parts) == 1:
             return self._fail(parts[0].slot, batch_error(code))
         for part in parts:
@@ -296,17 +302,32 @@ class Scheduler:
         for part in parts:
             self._run_parts([part])
 
-    def _draw(self, slot: Slot, index: int, now: float) -> None:
+    def _draw(self, slot: Slot, index: int) -> None:
+        """Draw a token; its text is looked at once the next batch is on its way, unless it is the answer's first or surely its last.
+
+        A stop string is so found one batch late: that batch's logits are dropped, its cell of the cache is a token of the answer.
+        """
         job = slot.active
         if job.cancelled or job.sampler is None or job.request is None:
             return self._finish(job, "cancelled", slot)
         token = self._llm.sample(job.sampler, index)
         logprob = log_probability(self._llm.logits(index), token) if job.request.logprobs else None
-        reason = job.take(token, self._llm.piece(token), self._llm.is_end(token), len(slot.cells) + 1 >= self._limit, now)
-        self._send(job.id, job.event(token, reason is not None, logprob))
+        end, full = self._llm.is_end(token), len(slot.cells) + 1 >= self._limit
         slot.next_token = token
-        if reason is not None:
-            self._finish(job, reason, slot)
+        self._taken.append(Drawn(slot, job, token, logprob, end, full, time.monotonic()))
+        if end or full or token in job.stop_ids or job.drawn == 0 or job.drawn + 1 >= job.request.max_tokens:
+            self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Turn drawn tokens into text and events, and end what ends with them."""
+        taken, self._taken = self._taken, []
+        for t in taken:
+            if t.job.cancelled:
+                continue  # it is ended before its next draw
+            reason = t.job.take(t.token, self._llm.piece(t.token), t.end, t.full, t.at)
+            self._send(t.job.id, t.job.event(t.token, reason is not None, t.logprob))
+            if reason is not None:
+                self._finish(t.job, reason, t.slot)
 
     # -- endings ------------------------------------------------------------------------------------------------------
 
