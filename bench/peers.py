@@ -228,7 +228,7 @@ def llama_server(binary: Path, llm: Path, mmproj: Path, size_px: int, gpu: bool,
     return Row("llama-server, defaults", first_token_s=statistics.median(firsts), decode_tokens_per_s=statistics.median(speeds))
 
 
-def _wait_ready(url: str, process: subprocess.Popen[bytes], limit_s: float = 120) -> None:
+def _wait_ready(url: str, process: subprocess.Popen[bytes], limit_s: float = 60) -> None:
     end = time.monotonic() + limit_s
     while time.monotonic() < end and process.poll() is None:
         try:
