@@ -187,7 +187,7 @@ def _basis(samples: Sequence[Sample], gpu: bool, unified: bool) -> Basis:
 
 
 def _reader(samples: Sequence[Sample], basis: Basis) -> Callable[[Sample], int | None]:
-    """How a reading is told: growth is over the first, which was taken before anything was loaded."""
+    """How a reading is told: growth is over the first, which was taken before anything was loaded but an emulated budget's ballast."""
 
     def growth(values: Callable[[Sample], int | None]) -> Callable[[Sample], int | None]:
         before = values(samples[0])
@@ -199,7 +199,7 @@ def _reader(samples: Sequence[Sample], basis: Basis) -> Callable[[Sample], int |
         return read
 
     plain: dict[str, Callable[[Sample], int | None]] = {
-        "process": lambda s: s.gpu_process,
+        "process": growth(lambda s: s.gpu_process or 0),
         "growth": growth(lambda s: s.gpu_used),
         "system": growth(lambda s: s.system_used),
         "pss": lambda s: s.pss,

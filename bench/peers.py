@@ -33,7 +33,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import llama_cpp  # noqa: F401  (before numpy)
 import numpy as np
 from PIL import Image
 

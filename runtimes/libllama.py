@@ -1,4 +1,4 @@
-"""libllama through ctypes: a model with its context, batches, sampler chains. One of the two files here that touch ctypes.
+"""libllama through ctypes: a model with its context, batches, sampler chains. One of the files here that touch ctypes.
 
     llm = LanguageModel(path, settings, threads, no_space_prefix=False)
     llm.decode_tokens([1, 2, 3], positions=[0, 1, 2], sequences=[0, 0, 0], outputs=[2])
@@ -42,7 +42,8 @@ _GPU_DEVICE_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
 
 _base = load_shared_library("ggml-base", lib._base_path)
 _ggml = load_shared_library("ggml", lib._base_path)
-_cpu = load_shared_library("ggml-cpu", lib._base_path)
+# Some builds install it under its versioned name alone.
+_cpu = ctypes.CDLL(str(min(Path(lib._base_path).glob("*ggml-cpu*"), key=lambda path: len(path.name))))
 for _library, _name, _args, _result in (
     (_base, "ggml_blck_size", [ctypes.c_int], ctypes.c_int64),
     (_base, "ggml_type_size", [ctypes.c_int], ctypes.c_size_t),

@@ -22,6 +22,7 @@ import llama_cpp
 from edgemed.core.errors import EdgemedError, EngineLoadError
 from runtimes import libllama
 from runtimes.gguf_check import check_pair
+from runtimes.libcuda import shrink_context
 from runtimes.libmtmd import VisionTower
 from runtimes.messages import LoadReport, Token
 from runtimes.probes import check_vision
@@ -96,6 +97,10 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     manifest, threads = artifact.manifest, settings.threads or physical_cores()
     check_pair(artifact, libllama.tensor_bytes)
     wants_gpu = settings.gpu_layers != 0 or settings.tower == "gpu"
+    if wants_gpu:
+        shrink_context(settings.device)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # llama.cpp would make a context (552 MB on an H100) and put nothing into it
     gpus = libllama.gpu_devices() if wants_gpu else []
     if gpus and not 0 <= settings.device < len(gpus):
         raise EngineLoadError(f"Expected a GPU number below {len(gpus)}, found {settings.device}.", "Choose another device.")

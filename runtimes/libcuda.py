@@ -1,0 +1,33 @@
+"""CUDA's driver through ctypes, for what llama.cpp leaves as it is: memory that every context sets aside, whatever runs in it.
+
+    shrink_context(0)        # before llama.cpp touches the GPU
+
+For each thread that the card could have in flight a context reserves a stack of 1 kB: 277 MB of the 552 MB that an empty context takes
+on an H100 (docs/LOG.md, 2026-11-22). llama.cpp's kernels hardly need one, and the driver enlarges it for a kernel that does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Any
+
+_LIMIT_STACK_SIZE = 0  # CU_LIMIT_STACK_SIZE
+
+
+def shrink_context(device: int) -> bool:
+    """Make the context of CUDA's device number `device` without thread stacks; whether that went well. Without a driver: False."""
+    try:
+        driver: Any = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    handle, context = ctypes.c_int(), ctypes.c_void_p()
+    steps = (
+        lambda: driver.cuInit(0),
+        lambda: driver.cuDeviceGet(ctypes.byref(handle), device),
+        # Kept for the process's life: llama.cpp's runtime takes the same primary context.
+        lambda: driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), handle),
+        lambda: driver.cuCtxSetCurrent(context),
+        lambda: driver.cuCtxSetLimit(_LIMIT_STACK_SIZE, ctypes.c_size_t(0)),
+    )
+    return all(step() == 0 for step in steps)
