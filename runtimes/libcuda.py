@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from typing import Any
 
 _LIMIT_STACK_SIZE = 0  # CU_LIMIT_STACK_SIZE
@@ -22,7 +23,7 @@ def shrink_context(device: int) -> bool:
     except OSError:
         return False
     handle, context = ctypes.c_int(), ctypes.c_void_p()
-    steps = (
+    steps: tuple[Callable[[], int], ...] = (
         lambda: driver.cuInit(0),
         lambda: driver.cuDeviceGet(ctypes.byref(handle), device),
         # Kept for the process's life: llama.cpp's runtime takes the same primary context.

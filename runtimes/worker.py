@@ -97,9 +97,9 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     manifest, threads = artifact.manifest, settings.threads or physical_cores()
     check_pair(artifact, libllama.tensor_bytes)
     wants_gpu = settings.gpu_layers != 0 or settings.tower == "gpu"
-    if wants_gpu:
+    if wants_gpu and settings.shrink_context:
         shrink_context(settings.device)
-    else:
+    elif not wants_gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # llama.cpp would make a context (552 MB on an H100) and put nothing into it
     gpus = libllama.gpu_devices() if wants_gpu else []
     if gpus and not 0 <= settings.device < len(gpus):
