@@ -35,7 +35,7 @@ def rows_of(trace: Trace, device: Profile, brief: bool = False) -> list[tuple[st
     """
     rows = [*_card(trace, brief), *_measured(trace, brief), *_distance(trace, device)]
     if trace.emulated:
-        rows = [(name if name.startswith("card:") else f"{name} (emulated)", value) for name, value in rows]
+        rows = [(f"{name} (emulated)", value) for name, value in rows]
         rows.append(("emulated", trace.emulated))
     return rows
 

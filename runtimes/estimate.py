@@ -10,8 +10,8 @@ of both graphs, the CPU's scratch memory and the images' rows. On a CPU, "taken"
 are mapped from the file count, though the system can drop and read them again; they are an item of their own. On a GPU, "taken" is
 what the card has given out.
 
-What llama.cpp allocates is derived (weights' places, cache, graph.py and compute.py for compute buffers). Four numbers are not: the
-program's own size, the bytes of an entry of the vocabulary, copies of an image's rows, and CUDA's context. They were measured
+What llama.cpp allocates is derived (weights' places, cache, graph.py and compute.py for compute buffers). These are not: the
+program's own size, the bytes of an entry of the vocabulary, copies of an image's rows, CUDA's context and cuBLAS. They were measured
 (docs/LOG.md, 2026-11-22) and stand here as constants, or in a device's profile.
 """
 
@@ -39,6 +39,10 @@ TOKEN_BYTES = 160
 MERGE_BYTES = 175
 # Measured: an image's rows in libmtmd, in ours, in the embedding cache, and on their way to llama.cpp.
 ROW_COPIES = 4
+# Measured on an H100 beyond an engine's context: cuBLAS with its workspace and kernels, which a tower needs, and attention without flash
+# attention beside it.
+TOWER_CUDA_BYTES = 120_000_000
+PLAIN_ATTENTION_CUDA_BYTES = 143_000_000
 # cudaMalloc gives memory out in pieces of this size.
 CUDA_GRAIN_BYTES = 2 << 20
 
@@ -123,7 +127,9 @@ def estimate_memory(shape: PairShape, settings: EngineSettings, host: Host, tens
         Item("program", CPU, PROGRAM_BYTES + TOKEN_BYTES * llm.vocab + MERGE_BYTES * llm.merges),
     ]
     if GPU in places or tower_place == GPU:
-        items.append(Item("program", GPU, host.context_bytes + _grains(items)))
+        beside = TOWER_CUDA_BYTES if tower_place == GPU else 0
+        beside += PLAIN_ATTENTION_CUDA_BYTES if GPU in places and not setup.flash_attention else 0
+        items.append(Item("program", GPU, host.context_bytes + beside + _grains(items)))
     return Estimate(tuple(item for item in items if item.size_bytes))
 
 

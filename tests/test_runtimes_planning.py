@@ -13,7 +13,8 @@ import pytest
 from runtimes_pair import make_artifact
 from typer.testing import CliRunner
 
-from bench.measure import measure_artifact, rows_of
+from bench.measure import measure_artifact
+from bench.render import rows_of
 from bench.planning import Comparison, worst
 from edgemed.core.errors import ArtifactError, EngineMemoryError, InputError, ResourceError
 from edgemed.core.manifest import Artifact
@@ -386,7 +387,7 @@ def test_a_machine_that_swaps_loads_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_is_emulated_says_so(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     no_gpu(monkeypatch)
     profile = find_device("jetson")
-    trace = measure_artifact(artifact, profile)
+    trace = measure_artifact(artifact, profile, questions=3)
     assert "Jetson" in trace.emulated and "this machine's CPU" in trace.emulated
     rows = rows_of(trace, profile)
     assert all("emulated" in name for name, _ in rows)
