@@ -392,7 +392,7 @@ def test_what_is_emulated_says_so(artifact: Artifact, monkeypatch: pytest.Monkey
     rows = rows_of(trace, profile)
     assert all("emulated" in name for name, _ in rows)
     assert ("measured on (emulated)", "CPU") in rows
-    assert any("RSS" in name for name, _ in rows)
+    assert any("PSS" in name for name, _ in rows)
 
 
 # -- the commands -----------------------------------------------------------------------------------------------------
