@@ -69,7 +69,8 @@ class Trace:
     # Of a CPU's PSS at its highest: pages of mapped files.
     mapped_bytes: int | None
     first_token_s: float
-    follow_up_first_token_s: float
+    # None: no second question was asked.
+    follow_up_first_token_s: float | None
     decode_tokens_per_s: float
     power_w: float | None
     devices: tuple[str, ...]
@@ -88,7 +89,8 @@ def measure_artifact(artifact: Artifact, device: Profile, questions: int = 30, p
     with emulate(device) as stage:
         plan = plan_artifact(artifact, stage.target, wish)
         depth = artifact.manifest.vision.image_tokens + MAX_TOKENS
-        trace = _measure(artifact, make_card(artifact, plan, depth), stage.limit(plan), device, questions, progress)
+        card, unified = make_card(artifact, plan, depth), device.unified and not stage.label
+        trace = _measure(artifact, card, stage.limit(plan), unified, questions, progress)
         return replace(trace, emulated=stage.label)
 
 
@@ -96,7 +98,7 @@ def _measure(
     artifact: Artifact,
     card: Card,
     settings: EngineSettings,
-    device: Profile,
+    unified: bool,
     questions: int,
     progress: Callable[[int, int], None] | None,
 ) -> Trace:
@@ -117,11 +119,11 @@ def _measure(
                     progress(number + 1, questions)
             report, account = engine.report, engine.stats().account
     gpu = on_gpu(report.devices)
-    basis = _basis(samples.all, gpu, device.unified and not device.local)
+    basis = _basis(samples.all, gpu, unified)
     read = _reader(samples.all, basis)
     firsts, later = [a for i, a in enumerate(answers) if i % 3 == 0], [a for i, a in enumerate(answers) if i % 3]
     peak = max(samples.all, key=lambda s: read(s) or 0)
-    here = [b for b in account if b.place.startswith("CPU") != gpu]
+    here = [b for b in account if on_device(b.place, gpu)]
     decode_s = sum(a.timings.decode_s for a in answers)
     watts = [s.power_w for s in samples.between(spans[1][1], spans[-1][2]) if s.power_w is not None] if len(spans) > 1 else []
     return Trace(
@@ -137,7 +139,7 @@ def _measure(
         basis=basis,
         mapped_bytes=peak.mapped if basis == "pss" else None,
         first_token_s=statistics.median(a.timings.first_token_s for a in firsts),
-        follow_up_first_token_s=statistics.median(a.timings.first_token_s for a in later) if later else float("nan"),
+        follow_up_first_token_s=statistics.median(a.timings.first_token_s for a in later) if later else None,
         decode_tokens_per_s=sum(a.usage.new_tokens - 1 for a in answers) / decode_s if decode_s > 0 else 0.0,
         power_w=statistics.median(watts) if watts else None,
         devices=report.devices,
@@ -176,6 +178,11 @@ def _phases(spans: Sequence[tuple[str, float, float]], samples: Samples, read: C
 def on_gpu(devices: tuple[str, ...]) -> bool:
     """Whether an engine's devices (LoadReport.devices) are more than the CPU."""
     return any(name != "CPU" for name in devices)
+
+
+def on_device(place: str, gpu: bool) -> bool:
+    """Whether a buffer of the runtime's account is on the GPU, or where there is none in main memory, as what CUDA pins there is."""
+    return (place.startswith("CPU") or place.endswith("_Host")) != gpu
 
 
 def _basis(samples: Sequence[Sample], gpu: bool, unified: bool) -> Basis:

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from bench.measure import on_device, on_gpu
 from edgemed.core.conversation import ImageSlot, Turn, render
 from edgemed.core.manifest import load_artifact
 from edgemed.core.probe import probe_pixels
@@ -114,14 +115,14 @@ def run_edgemed(folder: str, settings: dict[str, Any]) -> dict[str, Any]:
             answers += [event for event in engine.submit(request) if isinstance(event, Finished)]
         stats = engine.stats()
         report = engine.report
-    on_device = [b for b in stats.account if (b.place.startswith("CPU")) == (report.devices == ("CPU",))]
-    static = sum(b.size_bytes for b in on_device if b.what in ("weights", "tower weights"))
+    here = [b for b in stats.account if on_device(b.place, on_gpu(report.devices))]
+    static = sum(b.size_bytes for b in here if b.what in ("weights", "tower weights"))
     timed = answers[1:]
     return asdict(
         Row(
             f"edgemed {artifact.manifest.llm.quant}",
             static_bytes=static,
-            dynamic_bytes=sum(b.size_bytes for b in on_device),
+            dynamic_bytes=sum(b.size_bytes for b in here),
             first_token_s=statistics.median(a.timings.first_token_s for a in timed),
             encode_s=statistics.median(a.timings.encode_s for a in timed),
             decode_tokens_per_s=statistics.median(a.timings.decode_tokens_per_s for a in timed),

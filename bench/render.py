@@ -15,7 +15,7 @@ from bench.measure import Trace, on_gpu
 from edgemed.core.errors import InputError
 from edgemed.core.files import save_text
 from edgemed.core.units import format_bytes, format_duration
-from edgemed.report.plots import save_timeline
+from edgemed.report.plots import require_plots, save_timeline
 from runtimes.devices import Profile
 
 _SEEN = {
@@ -64,9 +64,10 @@ def _measured(trace: Trace, brief: bool) -> list[tuple[str, str]]:
         spread = f" ({format_duration(phase.low_s)} to {format_duration(phase.high_s)}, {phase.count} times)" if phase.count > 1 else ""
         memory = "" if phase.peak_bytes is None else f", {format_bytes(phase.peak_bytes)}"
         rows.append((f"phase: {phase.name}", f"{format_duration(phase.median_s)}{spread}{memory}"))
+    later = trace.follow_up_first_token_s
     rows += [
         ("first token, new image", format_duration(trace.first_token_s)),
-        ("first token, same image again", format_duration(trace.follow_up_first_token_s) if trace.questions > 1 else "not measured"),
+        ("first token, same image again", "not measured" if later is None else format_duration(later)),
         ("decoding", f"{trace.decode_tokens_per_s:.1f} tokens/s over {trace.new_tokens} tokens of {trace.questions} questions"),
         ("seed-compat: static", format_bytes(trace.seed_static_bytes)),
         ("seed-compat: dynamic", format_bytes(trace.seed_dynamic_bytes)),
@@ -83,6 +84,8 @@ def _measured(trace: Trace, brief: bool) -> list[tuple[str, str]]:
 def _distance(trace: Trace, device: Profile) -> list[tuple[str, str]]:
     rows = []
     planned = trace.card.dynamic_bytes["GPU" if on_gpu(trace.devices) else "CPU"]
+    if trace.basis == "system":
+        planned = sum(trace.card.dynamic_bytes.values())
     if trace.seen_bytes:
         rows.append(("planned against seen", f"{planned / trace.seen_bytes:.3f}"))
     if trace.card.ceiling_tokens_per_s is not None and not trace.emulated:
@@ -106,9 +109,13 @@ ENDINGS = (".json", ".md", ".png")
 
 
 def check_ending(path: Path) -> Path:
-    """The path. Raises InputError where `save` would not know what to write."""
+    """The path. Raises InputError, MissingExtraError where `save` could not write it: better before a measurement than after."""
     if path.suffix not in ENDINGS:
         raise InputError(f"Expected a file that ends in {', '.join(ENDINGS)}, found '{path.name}'.", "Change --save.")
+    if not path.resolve().parent.is_dir():
+        raise InputError(f"Expected the folder {path.resolve().parent} for {path.name}, found none.", "Make it, or change --save.")
+    if path.suffix == ".png":
+        require_plots()
     return path
 
 

@@ -20,7 +20,7 @@ _LLAMA = re.compile(r"^(\w+): +(\S+) +(model|KV|output|compute) buffer size = +(
 _TOWER_PLACE = re.compile(r"^clip_ctx: CLIP using (\S+) backend")
 _TOWER_SIZE = re.compile(r"^load_hparams: model size: +([\d.]+) MiB")
 _WHAT = {"model": "weights", "KV": "cache", "output": "output", "compute": "compute"}
-_NO_MEMORY = re.compile(r"alloc|out of memory|MemoryError|not enough memory|lack of memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"fail\w* to alloc|cannot alloc|bad_alloc|cudaMalloc|out of memory|MemoryError|not enough memory", re.IGNORECASE)
 
 
 class Lines:
@@ -32,7 +32,7 @@ class Lines:
 
     def add(self, level: int, text: str) -> None:
         """One message; others than these are dropped."""
-        if level >= _ERROR:
+        if level == _ERROR:
             self.errors = [*self.errors[1 - _KEPT_ERRORS :], text.strip()]
         elif any(pattern.match(text) for pattern in (_LLAMA, _TOWER_PLACE, _TOWER_SIZE)):
             self.kept.append(text)

@@ -53,7 +53,7 @@ def emulate(profile: Profile, index: int = 0) -> Iterator[Stage]:
         return
     gpu = read_gpu(index) if libllama.has_gpu_library() else None
     budget = int(profile.usable_bytes.value) if profile.usable_bytes is not None else host_budget()
-    if gpu is not None and gpu.name in profile.nvml_names:
+    if gpu is not None and any(gpu.name == name or gpu.name.startswith(f"{name} (") for name in profile.nvml_names):
         yield Stage(load_target(profile.name, index), "")
     elif gpu is not None:
         label = f"emulated: {profile.title}'s budget of {format_bytes(budget)} on {gpu.name}, whose speed this is"

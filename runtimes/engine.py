@@ -109,7 +109,7 @@ class Engine:
         except EngineDiedError as error:
             process.close()
             # llama.cpp does not survive every allocation that fails, and a system kills what takes too much.
-            if lacks_memory([error.message]):
+            if lacks_memory([error.message]) or "SIGKILL" in error.message:
                 raise EngineMemoryError(f"The model does not fit this machine's memory. {error.message}", MEMORY_HINT) from error
             raise
         except BaseException:

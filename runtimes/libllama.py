@@ -42,8 +42,9 @@ _GPU_DEVICE_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
 
 _base = load_shared_library("ggml-base", lib._base_path)
 _ggml = load_shared_library("ggml", lib._base_path)
-# Some builds install it under its versioned name alone.
-_cpu = ctypes.CDLL(str(min(Path(lib._base_path).glob("*ggml-cpu*"), key=lambda path: len(path.name))))
+# Some builds install it under its versioned name alone, some have one for each kind of processor or none apart.
+_cpu_files = sorted(p for p in Path(lib._base_path).glob("*ggml-cpu[.-]*") if {".so", ".dll", ".dylib"} & set(p.suffixes))
+_cpu = ctypes.CDLL(str(_cpu_files[0])) if _cpu_files and not any("ggml-cpu-" in p.name for p in _cpu_files) else None
 for _library, _name, _args, _result in (
     (_base, "ggml_blck_size", [ctypes.c_int], ctypes.c_int64),
     (_base, "ggml_type_size", [ctypes.c_int], ctypes.c_size_t),
@@ -147,6 +148,8 @@ def load_error(message: str, hint: str) -> EngineLoadError:
 def cpu_features() -> frozenset[str]:
     """What of the processor the installed build uses, in ggml's names: "avx2", "neon", "dotprod", "matmul_int8", …"""
     names = ("avx2", "avx512", "neon", "dotprod", "matmul_int8")
+    if _cpu is None:
+        return frozenset()
     return frozenset(name for name in names if getattr(_cpu, f"ggml_cpu_has_{name}")())
 
 

@@ -77,8 +77,14 @@ def read_gpu(device: int = 0) -> GpuMemory | None:
     """The GPU that CUDA calls `device`; None where there is no NVML or no such GPU."""
 
     def read(nvml: Any, handle: Any) -> GpuMemory:
-        memory, name = nvml.nvmlDeviceGetMemoryInfo(handle), nvml.nvmlDeviceGetName(handle)
-        return GpuMemory(name.decode() if isinstance(name, bytes) else str(name), int(memory.total), int(memory.free))
+        found = nvml.nvmlDeviceGetName(handle)
+        name = found.decode() if isinstance(found, bytes) else str(found)
+        try:
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        except nvml.NVMLError:  # a GPU without memory of its own: it has the machine's
+            shared = psutil.virtual_memory()
+            return GpuMemory(name, int(shared.total), int(shared.available))
+        return GpuMemory(name, int(memory.total), int(memory.free))
 
     return _ask_nvml(device, read)
 

@@ -53,11 +53,12 @@ class Target:
     gpu_bytes: int | None
     cpu_bytes: int | None
 
-    def lacks(self, estimate: Estimate) -> tuple[int, int] | None:
-        """(needed, there) of the budget that is broken, or None where all are kept."""
+    def lacks(self, estimate: Estimate) -> tuple[int, int, str] | None:
+        """(needed, there, of what) of the budget that is broken, or None where all are kept."""
         gpu, cpu = estimate.dynamic_bytes(GPU), estimate.dynamic_bytes(CPU)
-        checks = [(gpu + cpu, self.gpu_bytes)] if self.profile.unified else [(gpu, self.gpu_bytes), (cpu, self.cpu_bytes)]
-        return next(((need, there) for need, there in checks if there is not None and need > there), None)
+        own, main = f"the memory of {self.profile.title}", "main memory"
+        checks = [(gpu + cpu, self.gpu_bytes, own)] if self.profile.unified else [(gpu, self.gpu_bytes, own), (cpu, self.cpu_bytes, main)]
+        return next(((need, there, of) for need, there, of in checks if there is not None and need > there), None)
 
 
 @dataclass(frozen=True)
@@ -232,8 +233,8 @@ def _because(said: str, target: Target, previous: Estimate) -> str:
     lack = target.lacks(previous)
     if lack is None:
         return f"{said}."
-    need, there = lack
-    return f"{said}: before that, {format_bytes(need)} were needed of {format_bytes(there)}."
+    need, there, of = lack
+    return f"{said}: before that, {format_bytes(need)} of {of} were needed, and {format_bytes(there)} are there."
 
 
 def _summary(target: Target, estimate: Estimate) -> str:
@@ -254,8 +255,7 @@ def _nothing_fits(
 ) -> ResourceError:
     """The least that would be needed, and what to change."""
     lacks = [(lack, step) for step in steps if (lack := target.lacks(estimate(step.settings))) is not None]
-    (need, there), step = min(lacks, key=lambda found: found[0][0] - found[0][1])
-    where = "main memory" if not target.host.gpu else f"the memory of {target.profile.title}"
+    (need, there, where), step = min(lacks, key=lambda found: found[0][0] - found[0][1])
     message = (
         f"Expected at least {format_bytes(need)} of {where} for {shape.name} with {wish.users} × {step.settings.context_tokens} tokens, "
         f"found {format_bytes(there)}."

@@ -31,7 +31,7 @@ _CODE = "import sys; sys.path[:] = [p for p in sys.path if p]; from runtimes.wor
 _ROOT = Path(__file__).resolve().parent.parent
 _MEANING = {
     signal.SIGKILL: "killed by the system or a person, often for lack of memory",
-    signal.SIGABRT: "llama.cpp gave up on an input or ran out of memory",
+    signal.SIGABRT: "llama.cpp gave up, on an input or for want of room",
     signal.SIGSEGV: "llama.cpp touched memory that is not its own",
     signal.SIGBUS: "a model's file shrank or could not be read while it was in use",
     signal.SIGILL: "the installed llama-cpp-python was built for another processor",

@@ -38,8 +38,16 @@ class Scheduler:
     """One model's slots and queue."""
 
     def __init__(
-        self, llm: LanguageModel, encode: Callable[[str, bytes], None], manifest: Manifest, settings: EngineSettings, send: Send
+        self,
+        llm: LanguageModel,
+        encode: Callable[[str, bytes], None],
+        manifest: Manifest,
+        settings: EngineSettings,
+        send: Send,
+        ahead: bool = False,
     ) -> None:
+        """`ahead`: decoding returns before it is done (on a GPU), so that a token's text can be looked at meanwhile."""
+        self._ahead = ahead
         self._llm, self._encode, self._manifest, self._settings, self._send = llm, encode, manifest, settings, send
         self._inbox: queue.SimpleQueue[tuple[int, float, Command | Encoded]] = queue.SimpleQueue()
         self._slots = [Slot(index) for index in range(settings.slots)]
@@ -51,6 +59,7 @@ class Scheduler:
         self._placement = Placement(llm, self._slots, self._limit)
         self._image_turn = False
         self._taken: list[Drawn] = []
+        self._draws = 0
         self._drawn: deque[tuple[float, int]] = deque()
         self._total = self._encoded = self._reused = 0
 
@@ -272,7 +281,7 @@ class Scheduler:
         self._after(self._llm.decode_tokens(tokens, positions, sequences, outputs), parts)
 
     def _after(self, code: int, parts: list[Part]) -> None:
-        self._hand_out()  # a GPU is still computing this batch
+        self._hand_out()  # while a GPU is still computing this batch
         if code != 0:
             return self._part_failed(code, parts)
         index = -1
@@ -284,7 +293,8 @@ class Scheduler:
         now = time.monotonic()
         for part in parts:
             part.slot.last_run = now
-        if count := sum(part.last for part in parts):
+        if count := self._draws:
+            self._draws = 0
             self._total += count
             self._drawn.append((now, count))
             while now - self._drawn[0][0] > RATE_WINDOW_S:
@@ -292,18 +302,18 @@ class Scheduler:
 
     def _part_failed(self, code: int, parts: list[Part]) -> None:
         """Run a failed batch's parts one by one, so that only the request at fault ends."""
-        parts = [part for part in parts if part.slot.job is part.job]
-        if not parts:
-            return
-        if len(parts) == 1:
-            return self._fail(parts[0].slot, batch_error(code))
-        for part in parts:
+        for part in parts:  # some of the batch may have got into the cache
             self._llm.forget(part.slot.index, len(part.slot.cells))
-        for part in parts:
+        left = [part for part in parts if part.slot.job is part.job]
+        if len(parts) == 1:
+            for part in left:
+                self._fail(part.slot, batch_error(code))
+            return
+        for part in left:
             self._run_parts([part])
 
     def _draw(self, slot: Slot, index: int) -> None:
-        """Draw a token; its text is looked at once the next batch is on its way, unless it is the answer's first or surely its last.
+        """Draw a token. With `ahead` its text waits until the next batch is on its way, but for an answer's first and surely last ones.
 
         A stop string is so found one batch late: that batch's logits are dropped, its cell of the cache is a token of the answer.
         """
@@ -315,7 +325,8 @@ class Scheduler:
         end, full = self._llm.is_end(token), len(slot.cells) + 1 >= self._limit
         slot.next_token = token
         self._taken.append(Drawn(slot, job, token, logprob, end, full, time.monotonic()))
-        if end or full or token in job.stop_ids or job.drawn == 0 or job.drawn + 1 >= job.request.max_tokens:
+        self._draws += 1
+        if not self._ahead or end or full or token in job.stop_ids or job.drawn == 0 or job.drawn + 1 >= job.request.max_tokens:
             self._hand_out()
 
     def _hand_out(self) -> None:

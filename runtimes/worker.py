@@ -122,7 +122,8 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     tower_device = gpu[1] if gpu and settings.tower != "cpu" else "CPU"
     checked, distance = check_vision(encoder, manifest, libllama.runtime_version(), tower_device, settings)
     threads_of_encode: list[EncodeThread] = []
-    scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send)
+    ahead = device != "CPU"
+    scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send, ahead)
     threads_of_encode.append(EncodeThread(encoder, lambda encoded: scheduler.post(0, encoded)))
     report = LoadReport(
         load_s=time.monotonic() - started,
@@ -145,7 +146,8 @@ def limit_memory(size: int | None) -> None:
     if size is not None and sys.platform != "win32":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (size, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (size if hard == resource.RLIM_INFINITY else min(size, hard), hard))
 
 
 def end_on_fault() -> None:

@@ -81,12 +81,14 @@ class FakeModel:
 class Bench:
     """A scheduler with its fake model, and what it sent."""
 
+    ahead = False
+
     def __init__(self, manifest: Manifest, settings: EngineSettings) -> None:
         self.llm = FakeModel(settings.kv_tokens or settings.slots * settings.context_tokens)
         self.sent: list[tuple[int, Any]] = []
         self.encoded: list[str] = []
         model: Any = self.llm
-        self.scheduler = Scheduler(model, self.encode, manifest, settings, lambda id, reply: self.sent.append((id, reply)))
+        self.scheduler = Scheduler(model, self.encode, manifest, settings, lambda id, reply: self.sent.append((id, reply)), self.ahead)
 
     def encode(self, key: str, pixels: bytes) -> None:
         self.encoded.append(key)
@@ -95,8 +97,9 @@ class Bench:
         else:
             self.scheduler.post(0, Encoded(key, np.full((PATCHES, 4), pixels[0], np.float32), 0.1))
 
-    def ask(self, id: int, text: str, images: Sequence[PreparedImage] = (), max_tokens: int = 10) -> None:
-        request = Request(turns=(Turn("user", text, len(images)),), images=tuple(images), max_tokens=max_tokens)
+    def ask(self, id: int, text: str, images: Sequence[PreparedImage] = (), max_tokens: int = 10, stop: str = "") -> None:
+        stops = (stop,) if stop else ()
+        request = Request(turns=(Turn("user", text, len(images)),), images=tuple(images), max_tokens=max_tokens, stop=stops)
         self.scheduler.post(id, Submit(request))
 
     def run(self, steps: int = 10_000) -> None:
@@ -114,6 +117,13 @@ class Bench:
 
 def image(value: int) -> PreparedImage:
     return PreparedImage(bytes([value]) * (SIZE_PX * SIZE_PX * 3), SIZE_PX)
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["at once", "ahead"])
+def ahead(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether tokens' texts are looked at as soon as they are drawn, or once the next batch is on its way."""
+    monkeypatch.setattr(Bench, "ahead", request.param)
+    return bool(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -226,3 +236,41 @@ def test_tokenize_replies_at_once(manifest: Manifest) -> None:
     bench.scheduler.post(1, Tokenize((7, 8)))
     bench.scheduler.step()
     assert bench.sent == [(1, [7, 8])]
+
+
+def test_a_stop_string_ends_an_answer_and_the_cache_keeps_count(manifest: Manifest, ahead: bool) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=256, slots=2))
+    bench.ask(1, "A", max_tokens=60, stop="xxx")
+    bench.ask(2, "B", max_tokens=30)
+    bench.run()
+    ends = bench.ends()
+    assert (ends[1].reason, ends[1].text, ends[2].reason) == ("stop", "", "length")
+    assert (bench.tokens(1), bench.tokens(2)) == (3, 30) == (ends[1].usage.new_tokens, ends[2].usage.new_tokens)
+    assert [reply.index for id, reply in bench.sent if id == 2 and isinstance(reply, Token)] == list(range(30))
+    assert bench.scheduler._stats().total_tokens == 33
+    for slot in bench.scheduler._slots:  # what the slot believes is what the model holds
+        assert bench.llm.cells[slot.index] == slot.cells
+    bench.ask(3, "A", max_tokens=5)
+    bench.run()
+    assert bench.ends()[3].reason == "length"
+
+
+def test_a_failed_batch_does_not_cost_the_other_its_answer(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=256, slots=2))
+    bench.ask(1, "A", max_tokens=60, stop="xxx")
+    bench.ask(2, "B", max_tokens=30)
+    decode, failures = bench.llm.decode_tokens, []
+
+    def fail_once(tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> int:
+        if bench.tokens(1) == 2 and len(set(sequences)) == 2 and not failures:
+            failures.append(1)
+            decode(tokens[:1], positions[:1], sequences[:1], [])  # half of it got into the cache
+            return 1
+        return decode(tokens, positions, sequences, outputs)
+
+    bench.llm.decode_tokens = fail_once  # type: ignore[method-assign]
+    bench.run()
+    assert failures and {id: end.reason for id, end in bench.ends().items()} == {1: "stop", 2: "length"}
+    bench.ask(3, "A", max_tokens=5)
+    bench.run()
+    assert bench.ends()[3].reason == "length"

@@ -25,6 +25,8 @@ def demo(json: Json = False, quiet: Quiet = False) -> None:
     from edgemed.core.units import format_duration
     from runtimes.devices import find_device
     from runtimes.engine import Engine
+    from runtimes.libllama import has_gpu_library
+    from runtimes.memory import read_gpu
     from runtimes.messages import Sampling
 
     out = Output(json=json, quiet=quiet)
@@ -43,7 +45,8 @@ def demo(json: Json = False, quiet: Quiet = False) -> None:
             finished = stream_answer(engine, question, images, Sampling(), 64, out)
             answers.append(describe_answer(artifact, question, finished))
     out.advise()
-    profile = find_device("gpu" if on_gpu(engine.report.devices) else "cpu")  # what has just answered
+    # What has just answered; a GPU that NVML does not know (an Apple one) has no memory to be told, so that the CPU is measured there.
+    profile = find_device("gpu" if on_gpu(engine.report.devices) and has_gpu_library() and read_gpu() else "cpu")
     trace = measure_artifact(artifact, profile, questions=3)
     out.table("Memory and speed on this machine", ("what", "value"), rows_of(trace, profile, brief=True))
     elapsed = time.monotonic() - begun

@@ -26,7 +26,7 @@ def bench(
     for path in save or []:
         check_ending(path)
     results: list[dict[str, Any]] = []
-    for folder in _folders(folders):
+    for number, folder in enumerate(_folders(folders)):
         artifact = require_artifact(folder, out)
         with out.progress() as bar:
             trace = measure_artifact(artifact, profile, questions, partial(bar, f"Measuring {artifact.folder.name}"))
@@ -34,7 +34,7 @@ def bench(
         rows = rows_of(trace, profile)
         out.table(title, ("what", "value"), rows)
         for path in save or []:
-            target = path if len(_folders(folders)) == 1 else path.with_name(f"{path.stem}-{artifact.folder.name}{path.suffix}")
+            target = path if number == 0 else path.with_name(f"{path.stem}-{number + 1}{path.suffix}")
             save_trace(target, title, trace, rows)
             out.note(f"Written: {target}")
         results.append({"artifact": artifact.folder} | asdict(trace))

@@ -6,21 +6,27 @@ save_timeline(Path("memory.png"), "tiny, Q4_K_M", "GB", [(0.0, 0.1), (0.5, 0.9)]
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from edgemed.core.errors import MissingExtraError
 from edgemed.core.files import atomic_path
 
 
+def require_plots() -> None:
+    """Raises MissingExtraError where there is no matplotlib."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError.of("A picture", "plots")
+
+
 def save_timeline(
     path: Path, title: str, label: str, points: Sequence[tuple[float, float]], spans: Sequence[tuple[str, float, float]]
 ) -> None:
     """A PNG of values over seconds, with named spans of time behind them. Raises MissingExtraError."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError.of("A picture", "plots") from error
+    require_plots()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
