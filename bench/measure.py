@@ -190,7 +190,7 @@ def _basis(samples: Sequence[Sample], gpu: bool, unified: bool) -> Basis:
         return "system"
     if gpu:
         return "process" if any(s.gpu_process is not None for s in samples) else "growth"
-    return "pss" if all(s.pss is not None for s in samples) else "rss"
+    return "pss" if any(s.pss is not None for s in samples) else "rss"  # a process that ends meanwhile has none
 
 
 def _reader(samples: Sequence[Sample], basis: Basis) -> Callable[[Sample], int | None]:

@@ -20,7 +20,10 @@ _LLAMA = re.compile(r"^(\w+): +(\S+) +(model|KV|output|compute) buffer size = +(
 _TOWER_PLACE = re.compile(r"^clip_ctx: CLIP using (\S+) backend")
 _TOWER_SIZE = re.compile(r"^load_hparams: model size: +([\d.]+) MiB")
 _WHAT = {"model": "weights", "KV": "cache", "output": "output", "compute": "compute"}
-_NO_MEMORY = re.compile(r"fail\w* to alloc|cannot alloc|bad_alloc|cudaMalloc|out of memory|MemoryError|not enough memory", re.IGNORECASE)
+_NO_MEMORY = re.compile(
+    r"fail\w* to alloc|allocation (?:still )?failed|cannot alloc|bad_alloc|cudaMalloc|out of memory|MemoryError|not enough memory",
+    re.IGNORECASE,
+)
 
 
 class Lines:

@@ -158,12 +158,25 @@ def test_the_context_has_room_for_the_images(artifact: Path) -> None:
     assert engine_settings(large, images=2000).context_tokens == 8192
 
 
-def test_bench_prints_the_card_and_the_trace(artifact: Path, say: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    code, result, _ = say("bench", artifact, "--device", "rtx3050")
+def test_bench_prints_the_card_and_the_trace(artifact: Path, tmp_path: Path, say: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "card.md"
+    code, result, _ = say("bench", artifact, "--device", "rtx3050", "--questions", 4, "--save", saved)
     trace = result["results"][0]
     assert code == 0 and result["device"] == "rtx3050"
-    assert trace["static_bytes"] == trace["model_bytes"] + trace["vision_bytes"] + trace["kv_bytes"]
-    assert trace["peak_rss_bytes"] > trace["static_bytes"] and trace["decode_tokens_per_s"] > 0
+    assert [phase["name"] for phase in trace["phases"]] == ["load", "image encode", "prefill", "decode", "second question"]
+    assert [phase["count"] for phase in trace["phases"]] == [1, 2, 2, 4, 2] and trace["new_tokens"] == 4 * 64
+    weights = sum(b["size_bytes"] for b in trace["account"] if "weights" in b["what"])
+    assert trace["seed_static_bytes"] == weights < trace["seed_dynamic_bytes"] < trace["seen_bytes"] and trace["decode_tokens_per_s"] > 0
+    assert "| phase: decode (emulated) |" in saved.read_text()
+
+
+def test_bench_refuses_a_file_it_could_not_write_before_it_measures(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["bench", str(artifact), "--save", str(tmp_path / "a.pdf")]) == 1
+    assert "ends in .json, .md, .png" in capsys.readouterr().err
+    assert run(["bench", str(artifact), "--save", str(tmp_path / "no" / "a.md")]) == 1
+    assert "Expected the folder" in capsys.readouterr().err
 
 
 def test_eval_scores_a_set(artifact: Path, tmp_path: Path, say: Any, capsys: pytest.CaptureFixture[str]) -> None:

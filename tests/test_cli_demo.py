@@ -60,7 +60,7 @@ def test_demo_goes_the_whole_way(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert said.out.count("Question: ") == said.out.count("Answer: ") == 3
     assert "never replaces a clinician" in said.err
-    for part in ("bits a weight", "Verified", "static: sum", "measured: peak", "decoding"):
+    for part in ("bits a weight", "Verified", "card: static", "seen: peak", "decoding"):
         assert part in said.out
 
 
@@ -68,7 +68,7 @@ def test_demo_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["demo", "--json", "--quiet"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["bits"] == 4 and len(result["answers"]) == 3 and result["artifact"].endswith("edgemed-demo-4bit")
-    assert result["parity"]["files"] == 2 and result["trace"]["static_bytes"] > 0
+    assert result["parity"]["files"] == 2 and result["trace"]["seed_static_bytes"] > 0
 
 
 def test_what_is_left_out_means_the_embedded_model(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:

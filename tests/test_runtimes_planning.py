@@ -230,7 +230,7 @@ def test_each_thing_given_up_has_its_reason() -> None:
     plan = plan_with(3000)
     assert 0 < plan.settings.gpu_layers < 33 and plan.settings.tower == "cpu" and plan.settings.kv_type == "q8_0"
     text = "\n".join(plan.reasons)
-    assert f"{plan.settings.gpu_layers} of 33 layers are on the GPU" in text and "of 3.00 GB" in text
+    assert f"{plan.settings.gpu_layers} of 33 layers are on the GPU" in text and "and 3.00 GB are there" in text
     assert text.count("were needed") == 5  # micro-batch, cache, the tower's attention, the tower, layers
 
 
