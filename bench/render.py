@@ -31,9 +31,9 @@ _WHERE = {"GPU": "on the GPU", "CPU": "in main memory"}
 def rows_of(trace: Trace, device: Profile, brief: bool = False) -> list[tuple[str, str]]:
     """Static card, measured phases and memory, the distance, and whether the device has room; each marked where it is emulated.
 
-    brief: without the parts of card and account.
+    brief: without the parts of card and account, and for a process that has done more than measure: what was seen is then more too.
     """
-    rows = [*_card(trace, brief), *_measured(trace, brief), *_distance(trace, device)]
+    rows = [*_card(trace, brief), *_measured(trace, brief), *_distance(trace, device, brief)]
     if trace.emulated:
         rows = [(f"{name} (emulated)", value) for name, value in rows]
         rows.append(("emulated", trace.emulated))
@@ -81,12 +81,12 @@ def _measured(trace: Trace, brief: bool) -> list[tuple[str, str]]:
     return rows
 
 
-def _distance(trace: Trace, device: Profile) -> list[tuple[str, str]]:
+def _distance(trace: Trace, device: Profile, brief: bool) -> list[tuple[str, str]]:
     rows = []
     planned = trace.card.dynamic_bytes["GPU" if on_gpu(trace.devices) else "CPU"]
     if trace.basis == "system":
         planned = sum(trace.card.dynamic_bytes.values())
-    if trace.seen_bytes:
+    if trace.seen_bytes and not brief:
         rows.append(("planned against seen", f"{planned / trace.seen_bytes:.3f}"))
     if trace.card.ceiling_tokens_per_s is not None and not trace.emulated:
         rows.append(("decoding against the best", f"{trace.decode_tokens_per_s / trace.card.ceiling_tokens_per_s:.2f}"))
