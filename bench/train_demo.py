@@ -4,10 +4,10 @@
 
 BASE is the LLM as an HF checkpoint, or a folder that holds its config and tokenizer with `--gguf FILE` for the weights. Both stages are
 `edgemed finetune`'s own, run in this process, since importing torch three times costs a lent machine half a minute. A variant is a
-name, minutes·60 and recipe keys (`b:300,optim.llm_rate=4e-4`); all start from one alignment. Each is scored on SLAKE validate: share
+name, seconds and recipe keys (`b:300,optim.llm_rate=4e-4`); all start from one alignment. Each is scored on SLAKE validate: share
 of questions whose every answer token is the model's first choice given those before it, which for closed questions is the accuracy
-of greedy decoding; with the weights rounded to 4 bits too, and blank. OUT/NAME gets what `bench.train_demo.assemble` (here, with
-`--assemble DIR`) makes the stage's checkpoint from: adapter, tower and projector in fp16, run.json.
+of greedy decoding; with the weights rounded to 4 bits too, and blank. OUT/NAME gets adapter, tower and
+projector in fp16 and run.json; `--assemble OUT/NAME` makes the stage's checkpoint from them.
 """
 
 from __future__ import annotations
