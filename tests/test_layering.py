@@ -30,7 +30,13 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     ),
     "edgemed.evaluation": ({"core", "data", "report", "runtimes"}, {"numpy", "pydantic"}, {"openai", "torch", "transformers", "PIL"}),
     "edgemed.report": ({"core"}, {"rich", "numpy"}, {"matplotlib"}),
-    "edgemed.cli": ({"core", "hub", "data", "finetune", "converters", "runtimes", "bench", "evaluation", "report"}, {"typer"}, {"rich"}),
+    "edgemed.clinic": ({"core"}, {"numpy", "PIL"}, {"pydicom", "highdicom", "sqlcipher3", "argon2"}),
+    "edgemed.tui": ({"core", "clinic", "runtimes"}, {"textual", "textual_image", "rich", "PIL", "numpy"}, set()),
+    "edgemed.cli": (
+        {"core", "hub", "data", "finetune", "converters", "runtimes", "bench", "evaluation", "report", "clinic", "tui"},
+        {"typer"},
+        {"rich"},
+    ),
     "edgemed": ({"cli"}, set(), set()),
 }
 # A room that is only rooms: `edgemed/__init__.py` and `edgemed/__main__.py` lie in "edgemed" itself.

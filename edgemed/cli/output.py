@@ -17,18 +17,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from edgemed.core.text import printable
+
 Progress = Callable[[str, int, int], None]
 
 ADVICE = "This answer advises and never replaces a clinician's judgement."
-
-
-# Control characters but tab and line feed, and the C1 set: a terminal obeys some of them.
-_CONTROL = {code: None for code in (*range(9), *range(11, 32), *range(127, 160))}
-
-
-def printable(text: str) -> str:
-    """`text` without control characters; what is no Unicode (a path's odd bytes) is spelled out."""
-    return text.translate(_CONTROL).encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)

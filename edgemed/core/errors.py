@@ -3,6 +3,7 @@
     EdgemedError                 one sentence (expected, found) and a hint (what to do)
     ├── InputError               what the person handed over cannot be used
     │   ├── ImageError           missing, empty, not an image, too large
+    │   │   └── DicomError       a DICOM file: truncated, hostile, or of a kind that cannot be shown
     │   ├── DatasetError         a data set's files or rows
     │   ├── CheckpointError      a model to read: missing shard, wrong shape, unknown layout
     │   │   └── UnsupportedError an architecture or type that has no counterpart in llama.cpp
@@ -10,6 +11,9 @@
     │   ├── RegistryError        models.toml or a name looked up in it
     │   ├── RecipeError          a training or quantisation recipe
     │   └── ContextOverflowError a conversation longer than the context
+    ├── StoreError               the case store: not there, damaged, from a newer version, in use by another program
+    │   ├── PassphraseError      the passphrase is wrong, too short, or was tried too often
+    │   └── AuditError           the audit log was changed
     ├── HubError                 a download: unreachable, incomplete, wrong hash
     ├── EngineError              llama.cpp's process
     │   ├── EngineLoadError      the model does not load, or fails its self-check
@@ -45,6 +49,10 @@ class ImageError(InputError):
     """An image is missing, empty, no image, or too large."""
 
 
+class DicomError(ImageError):
+    """A DICOM file is truncated, hostile, or of a kind that cannot be shown."""
+
+
 class DatasetError(InputError):
     """A data set's files or rows are not as its format says."""
 
@@ -71,6 +79,18 @@ class RecipeError(InputError):
 
 class ContextOverflowError(InputError):
     """A conversation does not fit the context."""
+
+
+class StoreError(EdgemedError):
+    """The case store is not there, damaged, from a newer version, or in use by another program."""
+
+
+class PassphraseError(StoreError):
+    """The passphrase is wrong, too short, or was tried too often."""
+
+
+class AuditError(StoreError):
+    """The audit log was changed, or an entry of it is missing."""
 
 
 class HubError(EdgemedError):
