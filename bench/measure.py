@@ -35,7 +35,7 @@ from runtimes.planner import Wish
 
 QUESTIONS = ("Describe this image in detail.", "What organs can be seen? Name all of them.", "Is anything abnormal? Explain.")
 MAX_TOKENS = 64
-CONTEXT_TOKENS = 1024
+CONTEXT_TOKENS = 2048
 Basis = Literal["process", "growth", "system", "pss", "rss"]
 
 

@@ -39,10 +39,13 @@ TOKEN_BYTES = 160
 MERGE_BYTES = 175
 # Measured: an image's rows in libmtmd, in ours, in the embedding cache, and on their way to llama.cpp.
 ROW_COPIES = 4
-# Measured on an H100 beyond an engine's context: cuBLAS with its workspace and kernels, which a tower needs, and attention without flash
-# attention beside it.
-TOWER_CUDA_BYTES = 120_000_000
-PLAIN_ATTENTION_CUDA_BYTES = 143_000_000
+# Measured on an H100 beyond an engine's context: cuBLAS with its kernels for a tower and for a language model's layers; copies of
+# layers that stay in main memory, made for large batches; attention without flash attention; a context not made small (libcuda.py).
+TOWER_CUDA_BYTES = 51_000_000
+LAYERS_CUDA_BYTES = 28_000_000
+PARTIAL_CUDA_BYTES = 27_000_000
+PLAIN_ATTENTION_CUDA_BYTES = 76_000_000
+LARGE_CONTEXT_BYTES = 331_000_000
 # cudaMalloc gives memory out in pieces of this size.
 CUDA_GRAIN_BYTES = 2 << 20
 
@@ -127,10 +130,20 @@ def estimate_memory(shape: PairShape, settings: EngineSettings, host: Host, tens
         Item("program", CPU, PROGRAM_BYTES + TOKEN_BYTES * llm.vocab + MERGE_BYTES * llm.merges),
     ]
     if GPU in places or tower_place == GPU:
-        beside = TOWER_CUDA_BYTES if tower_place == GPU else 0
-        beside += PLAIN_ATTENTION_CUDA_BYTES if GPU in places and not setup.flash_attention else 0
-        items.append(Item("program", GPU, host.context_bytes + beside + _grains(items)))
+        items.append(Item("program", GPU, host.context_bytes + _cuda_bytes(llm, settings, tower_place == GPU, on_gpu) + _grains(items)))
     return Estimate(tuple(item for item in items if item.size_bytes))
+
+
+def _cuda_bytes(llm: LlmShape, settings: EngineSettings, tower: bool, layers: int) -> int:
+    """What CUDA takes beside a small context and the buffers."""
+    parts = (
+        (not settings.shrink_context, LARGE_CONTEXT_BYTES),
+        (tower, TOWER_CUDA_BYTES),
+        (layers > 0, LAYERS_CUDA_BYTES),
+        (0 < layers <= llm.layers, PARTIAL_CUDA_BYTES),
+        (layers > 0 and settings.flash_attention == "off", PLAIN_ATTENTION_CUDA_BYTES),
+    )
+    return sum(size for applies, size in parts if applies)
 
 
 def gpu_layers(llm: LlmShape, settings: EngineSettings) -> int:

@@ -34,7 +34,8 @@ def evaluate(llm: LanguageModel, job: Job, slot: Slot, kept: int = 0) -> F32:
 def _run_part(llm: LanguageModel, job: Job, slot: Slot, room: int, skip: int) -> int:
     """Run the next cells, at most `room`, with logits of all but the first `skip`; returns how many."""
     start = len(slot.cells)
-    rows = job.next_rows(start, room) if slot.wants_rows else None
+    reach = room if llm.token_rows else 1
+    rows = job.next_rows(start, room, llm.token_rows, llm.row_buffer) if slot.wants_rows(reach) else None
     tokens = slot.next_text(room)[0] if rows is None else []
     n = len(tokens) if rows is None else rows.shape[0]
     outputs = range(skip, n)

@@ -6,7 +6,9 @@ Both change only in the scheduler's thread, but for `Job.cancel`. They know noth
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from runtimes.prompt import Prompt
 from runtimes.sampling import TextStream
 
 F32 = NDArray[np.float32]
+TokenRows = Callable[[Sequence[int]], F32]
 
 
 @dataclass(eq=False)
@@ -66,10 +69,25 @@ class Job:
         """Cells of the prompt and the longest answer."""
         return min(len(self.prompt.cells) + (self.request.max_tokens if self.request else 0), limit)
 
-    def next_rows(self, start: int, room: int) -> F32:
-        """The image rows at cell `start` and behind it, to the image's end and at most `room`: contiguous float32 [n, width]."""
-        span = next(span for span in reversed(self.prompt.spans) if span.start <= start)
-        return self.rows[span.key][start - span.start :][:room]
+    def next_rows(self, start: int, room: int, embed: TokenRows | None, buffer: F32) -> F32:
+        """The rows of the cells from `start` on, at most `room`: contiguous float32 [n, width], in `buffer` where they must be joined.
+
+        `embed` makes rows of token ids, so that images and the text around them go in one batch; without it, one image's rows only.
+        """
+        cells, pieces = self.prompt.cells[start : start + room], []
+        at = 0
+        while at < len(cells):
+            if cells[at] < 0:
+                span = next(span for span in reversed(self.prompt.spans) if span.start <= start + at)
+                piece = self.rows[span.key][start + at - span.start :][: len(cells) - at]
+            elif embed is None:
+                break
+            else:
+                end = next((i for i in range(at, len(cells)) if cells[i] < 0), len(cells))
+                piece = embed(cells[at:end])
+            pieces.append(piece)
+            at += len(piece)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, out=buffer[:at])
 
     def take(self, token: int, piece: bytes, end: bool, full: bool, now: float) -> FinishReason | None:
         """Count a drawn token and its text; returns why the answer ends with it, if it does."""
@@ -142,10 +160,9 @@ class Slot:
         """Whether a part of the prompt is still to be run."""
         return self.next_token is None
 
-    @property
-    def wants_rows(self) -> bool:
-        """Whether the next cell is an image's row."""
-        return self.filling and self.active.prompt.cells[len(self.cells)] < 0
+    def wants_rows(self, room: int) -> bool:
+        """Whether an image's row is among the next `room` cells of the prompt."""
+        return self.filling and any(cell < 0 for cell in self.active.prompt.cells[len(self.cells) : len(self.cells) + room])
 
     def start(self, job: Job, cached: int, limit: int) -> None:
         """Begin a job on top of `cached` cells; `limit` as in Job.longest."""
@@ -177,8 +194,7 @@ class Part:
     last: bool
 
 
-@dataclass(frozen=True)
-class Drawn:
+class Drawn(NamedTuple):
     """A token that a slot's job has drawn: whether it is an end token, whether it fills the context, and when it came."""
 
     slot: Slot

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from edgemed.core.errors import EngineError, EngineLoadError, EngineMemoryError
 from runtimes.account import Lines, lacks_memory, read_account
+from runtimes.gguf_header import read_header
 from runtimes.messages import Buffer, EngineSettings, Sampling
 
 # The wrapper's own type hints say array where its functions want pointers.
@@ -50,6 +51,7 @@ for _library, _name, _args, _result in (
     (_base, "ggml_type_size", [ctypes.c_int], ctypes.c_size_t),
     (_base, "ggml_type_name", [ctypes.c_int], ctypes.c_char_p),
     (_base, "ggml_backend_tensor_set", [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t], None),
+    (_base, "ggml_get_type_traits", [ctypes.c_int], ctypes.c_void_p),
     (_base, "ggml_prec_set_acc", [ctypes.c_void_p, ctypes.c_int], ctypes.c_bool),
     (_base, "ggml_backend_dev_description", [ctypes.c_void_p], ctypes.c_char_p),
     (_base, "ggml_backend_dev_type", [ctypes.c_void_p], ctypes.c_int),
@@ -60,6 +62,10 @@ for _library, _name, _args, _result in (
 ):
     _function = getattr(_library, _name)
     _function.argtypes, _function.restype = _args, _result
+
+# The binding's own makes a pointer object of each result; an address is all that is needed.
+_logits_address = lib._lib["llama_get_logits_ith"]
+_logits_address.argtypes, _logits_address.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
 
 # ggml's number of types at the pinned version; a larger number in a file is damage or a newer format.
 TYPE_COUNT = 43
@@ -180,7 +186,15 @@ class LanguageModel:
         self._end_tokens = frozenset(t for t in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, t))
         self.max_outputs = max(MAX_OUTPUTS, settings.slots)
         self._batch = _Batch(self.batch_tokens, self.max_outputs)
+        self._single = _Batch(1, 1)
+        self._single.fill([0], [0], [0])
+        self._single.struct.token = self._single.token_pointer
         self._piece_buffer = ctypes.create_string_buffer(256)
+        self._views: dict[int, F32] = {}
+        # On a GPU a batch costs more than its text; on a CPU the batches stay llama.cpp's own, and so does every near tie.
+        self.token_rows = find_token_rows(path) if settings.gpu_layers != 0 and gpu_devices() else None
+        # Kept, since memory that is new has to be cleared by the system first. Takes none until it is written to.
+        self.row_buffer: F32 = np.empty((self.batch_tokens, self.width), np.float32)
 
     def close(self) -> None:
         """Free context and model."""
@@ -232,6 +246,10 @@ class LanguageModel:
         batch.struct.token, batch.struct.embd = batch.token_pointer, None
         return int(lib.llama_decode(self._ctx, batch.struct))
 
+    def decode_token(self, token: int, position: int, sequence: int) -> int:
+        """`decode_tokens` of one token whose logits are wanted: an answer's next one."""
+        return int(lib.llama_decode(self._ctx, self._single.set(token, position, sequence)))
+
     def decode_rows(self, rows: F32, positions: Sequence[int], sequence: int, outputs: Sequence[int]) -> int:
         """Run a batch of embeddings, float32 [n, width], contiguous. Returns llama_decode's code."""
         batch = self._batch
@@ -241,10 +259,17 @@ class LanguageModel:
 
     def logits(self, index: int) -> F32:
         """A view of the last batch's logits at batch index `index`, float32 [vocab]; valid until the next decode."""
-        pointer = lib.llama_get_logits_ith(self._ctx, index)
-        if not pointer:
+        address = _logits_address(self._ctx, index)
+        if not address:
             raise EngineError(f"llama.cpp kept no logits for row {index}.", "Report this as a fault of edgemed.")
-        return np.ctypeslib.as_array(pointer, shape=(self.vocab_size,))
+        view = self._views.get(address)
+        if view is None:
+            # A view costs more to make than to search, and llama.cpp's rows stay where they are from token to token.
+            if len(self._views) > self.max_outputs:
+                self._views.clear()
+            view = np.frombuffer((ctypes.c_float * self.vocab_size).from_address(address), np.float32)
+            self._views[address] = view
+        return view
 
     def sample(self, sampler: Sampler, index: int) -> int:
         """Draw a token from the logits at batch index `index`."""
@@ -262,6 +287,45 @@ class LanguageModel:
     def share(self, source: int, target: int, stop: int) -> None:
         """Let `target` see `source`'s cells of positions below `stop`, without a copy (the cache is unified)."""
         lib.llama_memory_seq_cp(self._memory, source, target, 0, stop)
+
+
+# Architectures whose graph takes an embedding's row as it is. Some others scale it first.
+_PLAIN_ROWS = frozenset({"llama", "qwen2", "phi2", "stablelm"})
+
+
+class _TypeTraits(ctypes.Structure):
+    """ggml_type_traits in ggml.h, to the field that is needed."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("block", ctypes.c_int64),
+        ("block_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+    )
+
+
+def find_token_rows(path: Path) -> Callable[[Sequence[int]], F32] | None:
+    """What makes rows of token ids, float32 [n, width], as llama.cpp's graph looks them up; None for an architecture not known to."""
+    header = read_header(path, tensor_bytes)
+    table = header.tensors.get("token_embd.weight")
+    if table is None or header.values.get("general.architecture") not in _PLAIN_ROWS:
+        return None
+    width, row_bytes = table.shape[0], table.size_bytes // table.shape[1]
+    stored = np.memmap(path, np.uint8, "r", table.start, (table.shape[1], row_bytes))
+    convert = _TypeTraits.from_address(_base.ggml_get_type_traits(table.type)).to_float
+
+    def rows(ids: Sequence[int]) -> F32:
+        taken = np.ascontiguousarray(stored[list(ids)])
+        if not convert:  # float32 has no conversion
+            return taken.view(np.float32)
+        out = np.empty((len(ids), width), np.float32)
+        for source, target in zip(taken, out, strict=True):
+            convert(source.ctypes.data, target.ctypes.data, width)
+        return out
+
+    return rows
 
 
 class Sampler:
@@ -318,6 +382,11 @@ class _Batch:
         self.struct.n_seq_id = self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         self.struct.seq_id = ctypes.cast(self._pointers, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
         self.struct.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
+
+    def set(self, token: int, position: int, sequence: int) -> Any:
+        """Of a batch of one: other numbers in the places that `fill` has set once. Returns the structure."""
+        self.tokens[0], self._positions[0], self._sequences[0] = token, position, sequence
+        return self.struct
 
     def fill(self, positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> int:
         n = len(positions)

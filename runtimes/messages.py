@@ -52,8 +52,8 @@ class EngineSettings:
     embedding_cache_bytes: int = 128_000_000
     # CPU weights are repacked for speed into memory of their own; False keeps the mapped file's pages only.
     repack: bool = True
-    # Take the stacks of the GPU's threads out of its context (libcuda.py). Off: not yet tried with a model.
-    shrink_context: bool = False
+    # Keep CUDA's own memory small: no thread stacks in its context, small workspaces for cuBLAS (libcuda.py).
+    shrink_context: bool = True
     # Bytes of private memory that the engine's process may take, to emulate a smaller machine; None: no limit (not on Windows).
     memory_limit_bytes: int | None = None
 

@@ -4,8 +4,8 @@
     scheduler.post(id, Submit(request)); scheduler.cancel(id)      # from any thread
     scheduler.run()                                                 # for ever, in the thread that owns `llm`
 
-A step is one batch: either text (one token of every answering slot, and prompt tokens of others) or one image's rows; the two
-take turns, because llama.cpp's batches are all tokens or all embeddings. Slots and the cache are placement.py's. Knows no pipes
+A step is one batch: either text (one token of every answering slot, and prompt tokens of others) or one prompt's images with the
+text around them as rows; the two take turns, because llama.cpp's batches are all tokens or all embeddings. Slots and the cache are placement.py's. Knows no pipes
 and no pixels: images arrive as rows from `encode`.
 """
 
@@ -95,6 +95,8 @@ class Scheduler:
         return any(slot.job for slot in self._slots) or any(not job.missing for job in self._waiting)
 
     def _drain(self, wait: bool) -> None:
+        if not wait and self._inbox.empty():
+            return
         try:
             while True:
                 id, received, command = self._inbox.get(block=wait)
@@ -233,9 +235,12 @@ class Scheduler:
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def _run_batch(self) -> None:
+        if len(self._slots) == 1 and not self._slots[0].filling and self._slots[0].job is not None:
+            return self._run_one(self._slots[0])
         busy = [slot for slot in self._slots if slot.job is not None]
-        images = [slot for slot in busy if slot.wants_rows]
-        texts = [slot for slot in busy if not slot.wants_rows]
+        reach = self._llm.batch_tokens if self._llm.token_rows else 1
+        images = [slot for slot in busy if slot.wants_rows(reach)]
+        texts = [slot for slot in busy if slot not in images]
         if images and (self._image_turn or not texts):
             self._image_turn = False
             self._run_rows(min(images, key=lambda slot: slot.last_run), bool(texts))
@@ -245,7 +250,7 @@ class Scheduler:
 
     def _run_rows(self, slot: Slot, shared: bool) -> None:
         job, start = slot.active, len(slot.cells)
-        rows = job.next_rows(start, self._room(shared))
+        rows = job.next_rows(start, self._room(shared), self._llm.token_rows, self._llm.row_buffer)
         stop = start + rows.shape[0]
         part = Part(slot, job, job.prompt.cells[start:stop], stop == len(job.prompt.cells))
         outputs = [len(part.cells) - 1] if part.last else []
@@ -265,6 +270,19 @@ class Scheduler:
                 parts.append(Part(slot, slot.active, *slot.next_text(room)))
                 room -= len(parts[-1].cells)
         self._run_parts(parts)
+
+    def _run_one(self, slot: Slot) -> None:
+        """An answer's next token where it is the only one: as `_run_text` does it, in the few steps that a waiting GPU allows."""
+        job, token = slot.active, slot.next_token
+        assert token is not None  # it is answering
+        code = self._llm.decode_token(token, len(slot.cells), slot.index)
+        self._hand_out()  # while a GPU is still computing this batch
+        if code != 0:
+            return self._part_failed(code, [Part(slot, job, [token], True)])
+        slot.cells.append(token)
+        if slot.job is job:
+            self._draw(slot, 0)
+        self._count_draws()
 
     def _run_parts(self, parts: list[Part]) -> None:
         tokens: list[int] = []
@@ -293,7 +311,11 @@ class Scheduler:
         now = time.monotonic()
         for part in parts:
             part.slot.last_run = now
+        self._count_draws()
+
+    def _count_draws(self) -> None:
         if count := self._draws:
+            now = time.monotonic()
             self._draws = 0
             self._total += count
             self._drawn.append((now, count))

@@ -134,8 +134,8 @@ class Encoded:
 class EncodeThread:
     """Encodes one image after another in a thread of its own; `done` is called there with each result."""
 
-    def __init__(self, encoder: VisionEncoder, done: Callable[[Encoded], None]) -> None:
-        self._encoder, self._done = encoder, done
+    def __init__(self, encoder: VisionEncoder, done: Callable[[Encoded], None], on_cpu: bool) -> None:
+        self._encoder, self._done, self._on_cpu = encoder, done, on_cpu
         self._queue: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
         threading.Thread(target=self._run, name="encode", daemon=True).start()
 
@@ -146,6 +146,9 @@ class EncodeThread:
     def _run(self) -> None:
         while True:
             key, pixels = self._queue.get()
+            if not self._on_cpu:
+                self._encode(key, pixels)
+                continue
             # A thread for each image: libgomp keeps a team of threads for every thread that ever computed, and as soon as all teams
             # together outnumber the cores, it makes all of them sleep at every meeting; decoding then runs at a third of its speed.
             worker = threading.Thread(target=self._encode, args=(key, pixels), name=f"encode {key[:8]}", daemon=True)

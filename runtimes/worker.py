@@ -124,7 +124,7 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     threads_of_encode: list[EncodeThread] = []
     ahead = device != "CPU"
     scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send, ahead)
-    threads_of_encode.append(EncodeThread(encoder, lambda encoded: scheduler.post(0, encoded)))
+    threads_of_encode.append(EncodeThread(encoder, lambda encoded: scheduler.post(0, encoded), on_cpu=tower_device == "CPU"))
     report = LoadReport(
         load_s=time.monotonic() - started,
         model_bytes=llm.size_bytes,

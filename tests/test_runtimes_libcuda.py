@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from typing import Any
 
 import pytest
 
 from runtimes.libcuda import shrink_context
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
 
 
 class Driver:
@@ -34,6 +41,16 @@ def test_the_stack_of_the_primary_context_is_taken_away(monkeypatch: pytest.Monk
     assert driver.called[1][1][1] == 3
     limit, size = driver.called[-1][1]
     assert (limit, size.value) == (0, 0)
+
+
+def test_small_workspaces_unless_others_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver())
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    shrink_context(0)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    shrink_context(0)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
 
 
 def test_what_fails_ends_there(monkeypatch: pytest.MonkeyPatch) -> None:

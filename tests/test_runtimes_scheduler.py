@@ -25,6 +25,8 @@ class FakeModel:
     """Draws the token 'x' for ever. Keeps its own picture of the cache and fails where a real one would."""
 
     batch_tokens, max_outputs, vocab_size, width, bos = 64, 8, 300, 4, 1
+    token_rows: Any = None
+    row_buffer = np.empty((256, 4), np.float32)
 
     def __init__(self, kv_tokens: int) -> None:
         self.kv_tokens = kv_tokens
@@ -57,6 +59,9 @@ class FakeModel:
             self._put(sequence, position, token)
         self.batches.append(("text", {s: list(sequences).count(s) for s in set(sequences)}))
         return 0
+
+    def decode_token(self, token: int, position: int, sequence: int) -> int:
+        return self.decode_tokens([token], [position], [sequence], [0])
 
     def decode_rows(self, rows: np.ndarray, positions: Sequence[int], sequence: int, outputs: Sequence[int]) -> int:
         self.outputs = set(outputs)
@@ -144,6 +149,18 @@ def test_answers_go_on_while_an_image_fills_in(manifest: Manifest) -> None:
     assert during.count("rows") >= PATCHES // 4 - 1
     assert all(pair != ("rows", "rows") for pair in zip(during, during[1:], strict=False))
     assert all(count <= 4 for kind, parts in bench.llm.batches if kind == "rows" for count in parts.values())
+
+
+def test_text_around_an_image_goes_in_its_batch(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512))
+    apart = Bench(manifest, EngineSettings(context_tokens=512))
+    bench.llm.token_rows = lambda ids: np.repeat(np.asarray(ids, np.float32)[:, None], 4, 1)
+    for each in (bench, apart):
+        each.llm.batch_tokens = 256
+        each.ask(1, "Before and after", [image(1)], max_tokens=1)
+        each.run()
+    assert [kind for kind, _ in bench.llm.batches] == ["rows"] and len(apart.llm.batches) == 3
+    assert bench.llm.cells[0] == apart.llm.cells[0], "each cell is where it was, with its own row"
 
 
 def test_one_batch_serves_all_answers(manifest: Manifest) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from edgemed.core.manifest import Artifact
 from runtimes import libllama
 from runtimes.gguf_check import check_pair
 from runtimes.memory import measure_memory
+from runtimes.messages import EngineSettings
 from runtimes.prompt import build_prompt, common_prefix, tokenize_segments
 from runtimes.sampling import TextStream, log_probability
 from runtimes.vision import EmbeddingCache, VisionEncoder
@@ -226,3 +228,39 @@ def test_the_parents_side_does_not_load_llama_cpp() -> None:
     env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("type_", [gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0", "Q5_0")])
+def test_rows_of_tokens_are_the_tables(tmp_path: Path, type_: gguf.GGMLQuantizationType) -> None:
+    table = np.random.default_rng(2).normal(size=(50, 64)).astype(np.float32)
+    stored = gguf.quants.quantize(table, type_)
+    for arch in ("llama", "gemma"):
+        writer = gguf.GGUFWriter(tmp_path / f"{arch}.gguf", arch)
+        writer.add_tensor("token_embd.weight", stored, raw_dtype=type_)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    rows = libllama.find_token_rows(tmp_path / "llama.gguf")
+    assert rows is not None
+    np.testing.assert_array_equal(rows([7, 0, 49, 7]), gguf.quants.dequantize(stored, type_)[[7, 0, 49, 7]])
+    assert libllama.find_token_rows(tmp_path / "gemma.gguf") is None, "its graph scales the rows"
+
+
+def test_rows_of_tokens_give_the_tokens_logits(tmp_path: Path) -> None:
+    write_llm(tmp_path / "llm.gguf")
+    rows = libllama.find_token_rows(tmp_path / "llm.gguf")
+    assert rows is not None
+    ids = [1, 40, 65, 7, 99]
+    model = libllama.LanguageModel(tmp_path / "llm.gguf", EngineSettings(context_tokens=64, gpu_layers=0), 1, False)
+    try:
+        assert model.decode_tokens(ids, range(5), [0] * 5, [4]) == 0
+        expected = model.logits(4).copy()
+        model.forget(0, 0)
+        assert model.decode_rows(rows(ids), range(5), 0, [4]) == 0
+        np.testing.assert_allclose(model.logits(4), expected, atol=1e-4)
+        model.forget(0, 4)
+        assert model.decode_token(ids[4], 4, 0) == 0
+        np.testing.assert_allclose(model.logits(0), expected, atol=1e-2)
+    finally:
+        model.close()
