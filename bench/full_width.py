@@ -7,8 +7,8 @@
     python -m bench.full_width siglip OUT
 
 Layouts: transformers' LlavaForConditionalGeneration; `clip224` is the original LLaVA layout, which alone has one-layer projectors.
-Seeded, bfloat16, drawn in as many threads as there are cores (up to 0.2 GB of memory each). The tokenizer is SentencePiece-like, made of all short words of the
-alphabet. Knows no quality: such a model says nothing.
+Seeded, bfloat16, drawn in as many threads as there are cores (up to 0.2 GB of memory each). The tokenizer is SentencePiece-like, made
+of all short words of the alphabet. Knows no quality: such a model says nothing.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
     scheduler.run()                                                 # for ever, in the thread that owns `llm`
 
 A step is one batch: either text (one token of every answering slot, and prompt tokens of others) or one prompt's images with the
-text around them as rows; the two take turns, because llama.cpp's batches are all tokens or all embeddings. Slots and the cache are placement.py's. Knows no pipes
-and no pixels: images arrive as rows from `encode`.
+text around them as rows; the two take turns, because llama.cpp's batches are all tokens or all embeddings. Slots and the cache are
+placement.py's. Knows no pipes and no pixels: images arrive as rows from `encode`.
 """
 
 from __future__ import annotations
