@@ -24,7 +24,8 @@ from edgemed.core.errors import EdgemedError, InputError, MissingExtraError, Res
 from edgemed.core.files import os_errors
 
 PAGE_BYTES = 4096
-LARGE_LOG_BYTES = 32 << 20
+# Moving the log into the main file needs as much free space again: small enough that a full disk is soon free enough.
+LARGE_LOG_BYTES = 8 << 20
 _SETTINGS = (
     "locking_mode = EXCLUSIVE",  # before the first page is read, or the log's index becomes a file
     "journal_mode = WAL",
