@@ -348,7 +348,7 @@ print(sorted(p.name for p in Path(sys.argv[1]).rglob("*")))
     command = [*mount("size=64k", disk), sys.executable, "-c", code, str(disk)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     said, left = done.stdout.splitlines()
-    assert "disk is full while writing" in said and left == "['cases', 'cases.lock']"
+    assert "disk is full while writing" in said and left == "['cases', 'cases.db.lock']"
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,6 @@ class Vault:
         self.path = path
         self._access = Access(actor, means)
         self._files = Layout(path)
-        self._files.require_own_name()
         self._file_lock = FileLock(self._files.lock)
         self._backup_key = bytearray()
         self._box: SealedKey | None = None
@@ -103,7 +102,7 @@ class Vault:
             source.copy_into(part, opened.data_key, self.path)
         db = Database.create(part, opened.data_key)
         try:
-            migrate(db, created=source is None)
+            migrated = migrate(db, created=source is None)
             with db.transaction():
                 change = Change(db, self.actor, self._access.means.now())
                 _save_generation(change, opened.generation)
@@ -112,6 +111,8 @@ class Vault:
                     change.note("store.created", self._access.means.new_id())
                 else:
                     change.note("store.restored", detail={"pages_sha256": str(load_end(source.path).box.facts["pages_sha256"])})
+                if source is not None and migrated:
+                    _note_migration(change)
             db.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it into the one file that is renamed
         finally:
             db.close()
@@ -151,7 +152,7 @@ class Vault:
         with self._access.reading() as db:
             if migrate(db):
                 with self._access.changing() as change:
-                    change.note("store.migrated", detail={"version": str(db.rows("PRAGMA user_version")[0][0])})
+                    _note_migration(change)
         with self._access.changing() as change:
             known = _load_generation(change)
             if opened.generation != known:  # a change of passphrase that was cut short, or an older key file put back
@@ -270,6 +271,10 @@ def _require_new_file(target: Path) -> None:
         raise StoreError(f"Expected no file at {target}, found one.", "Choose another name, or a folder.")
     if not target.parent.is_dir():  # never made: a stick that is not plugged in must not become a folder of the laptop
         raise InputError(f"Expected a folder at {target.parent}, found none.", "Plug the stick in, or make the folder.")
+
+
+def _note_migration(change: Change) -> None:
+    change.note("store.migrated", detail={"version": str(change.db.rows("PRAGMA user_version")[0][0])})
 
 
 def _load_generation(change: Change) -> int:
