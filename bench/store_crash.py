@@ -156,13 +156,13 @@ class Expected:
 
     def check(self, store: CaseStore) -> list[str]:
         """What was acknowledged and is not there."""
-        there = {case.id for case in store.list_cases(limit=1_000_000)}
-        lost = [f"deletion of case {case_id}" for case_id in self.gone & there]
+        found = load_contents(store)
+        lost = [f"deletion of case {case_id}" for case_id in self.gone if ("case", case_id) in found]
         for (what, subject), content in self.contents.items():
-            case_id, _, part = subject.partition("/")
-            if case_id not in there:
+            case_id = subject.partition("/")[0]
+            if ("case", case_id) not in found:
                 lost += [] if case_id in self.doubtful else [f"case of {what} {subject}"]
-            elif not _holds(store, what, case_id, part, content):
+            elif not _agrees(what, content, found.get((what, subject))):
                 lost.append(f"{what} {subject}")
         return lost
 
@@ -173,19 +173,26 @@ class Expected:
         self.doubtful.clear()
 
 
-def _holds(store: CaseStore, what: str, case_id: str, part: str, content: str) -> bool:
-    if what == "case":
-        return True
-    if what == "message":
-        return content in [hashlib.sha256(m.text.encode()).hexdigest() for m in store.list_messages(case_id) if m.id == part]
-    if what == "image":
-        return hashlib.sha256(store.read_image(part)).hexdigest() == content
-    report = next((r for r in store.list_reports(case_id) if str(r.version) == part), None)
-    if report is None:
-        return False
-    if what == "signed":
-        return report.findings == content and bool(report.signed_by)
-    return int(report.findings.split()[1]) >= int(content.split()[1])  # a draft may have been saved once more
+def load_contents(store: CaseStore) -> dict[tuple[str, str], str]:
+    """All that is in a store, as the writer's lines say it."""
+    found: dict[tuple[str, str], str] = {}
+    for case in store.list_cases(limit=1_000_000):
+        found["case", case.id] = ""
+        for message in store.list_messages(case.id):
+            found["message", f"{case.id}/{message.id}"] = hashlib.sha256(message.text.encode()).hexdigest()
+        for image in store.list_images(case.id):
+            found["image", f"{case.id}/{image.id}"] = hashlib.sha256(store.read_image(image.id)).hexdigest()
+        for report in store.list_reports(case.id):
+            found["report", f"{case.id}/{report.version}"] = report.findings
+            if report.signed_by:
+                found["signed", f"{case.id}/{report.version}"] = report.findings
+    return found
+
+
+def _agrees(what: str, said: str, found: str | None) -> bool:
+    if what == "report" and found is not None:
+        return int(found.split()[1]) >= int(said.split()[1])  # a draft may have been saved once more
+    return found == said
 
 
 # ---------------------------------------------------------------- kills and copies
@@ -291,9 +298,9 @@ def run_copies(path: Path, copies: int, rng: random.Random, folder: Path) -> Out
             outcome.acknowledged += bool(line)
         target = folder / str(number) / path.name
         kind = _copy(path, target, expected.last, KINDS[number % len(KINDS)], rng)
-        process.popen.send_signal(signal.SIGCONT)
         outcome.check(target, Expected(dict(expected.contents), set(expected.doubtful), set(expected.gone)), kind)
         shutil.rmtree(target.parent)
+        process.popen.send_signal(signal.SIGCONT)
     process.kill()
     process.close()
     return outcome

@@ -2,8 +2,9 @@
 
     migrate(db)        # True where something was done; StoreError where the file is newer than this edgemed
 
-Add a migration at the end; never change one that was released. `user_version` of the file holds its number. The columns that the
-audit log hashes are named in access.py: one that is added there needs entries for the rows that are there already, or `verify` finds them changed.
+Add a migration at the end; never change one that was released. `user_version` of the file holds its number. The columns that the audit
+log hashes are named in access.py; one that is added there needs entries for the rows that are there already, or `verify` would find those
+changed.
 """
 
 from __future__ import annotations
