@@ -114,6 +114,34 @@ def test_nothing_in_clear_at_any_time(tmp_path: Path, temporary: Path) -> None:
     assert found_in(tmp_path) == set() and list(temporary.iterdir()) == []
 
 
+SETTINGS = {
+    "journal_mode": "wal",
+    "synchronous": 2,
+    "locking_mode": "exclusive",
+    "wal_autocheckpoint": 0,
+    "secure_delete": 1,
+    "foreign_keys": 1,
+    "temp_store": 2,
+    "trusted_schema": 0,
+    "auto_vacuum": 2,
+    "cipher_page_size": "4096",
+    "cipher_memory_security": "1",
+    "cipher_use_hmac": "1",
+    "cipher_hmac_algorithm": "HMAC_SHA512",
+}
+
+
+def test_the_settings_hold_made_opened_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "cases.db"
+    with make_store(path) as store, store._access.reading() as db:
+        assert {name: db.rows(f"PRAGMA {name}")[0][0] for name in SETTINGS} == SETTINGS
+    with open_store(path) as store, store._access.reading() as db:
+        assert {name: db.rows(f"PRAGMA {name}")[0][0] for name in SETTINGS} == SETTINGS
+        db._replace()
+        assert {name: db.rows(f"PRAGMA {name}")[0][0] for name in SETTINGS} == SETTINGS
+    assert not path.read_bytes().startswith(b"SQLite format")
+
+
 def decrypted(path: Path) -> bytes:
     """All pages of a closed store in clear, free space included, as somebody with the passphrase can see them.
 
