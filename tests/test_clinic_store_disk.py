@@ -390,10 +390,10 @@ def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 @posix
 def test_kills_and_torn_copies() -> None:
-    outcomes = run(kills=3, copies=8, seed=1)
-    for outcome in outcomes.values():
+    outcomes = run(kills=3, copies=8, live=2, seed=1)
+    for outcome in (outcomes["kills"], outcomes["copies"]):
         assert outcome.good and outcome.acknowledged > 3, outcome
-    assert (outcomes["kills"].tried, outcomes["copies"].tried) == (3, 8)
+    assert [outcomes[part].tried for part in ("kills", "copies", "live")] == [3, 8, 2]
 
 
 def test_the_bench_sees_what_is_lost(tmp_path: Path) -> None:
