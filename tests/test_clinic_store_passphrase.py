@@ -362,7 +362,7 @@ def test_migrations_run_once_each_in_order(path: Path, monkeypatch: pytest.Monke
     for _ in range(2):
         with open_store(path) as store, store._access.reading() as db:
             assert db.rows("SELECT room FROM cases") == [("x-ray",)] and db.rows("PRAGMA user_version") == [(3,)]
-            assert [e.detail for e in store.audit.entries() if e.action == "store.migrated"] == [{"version": "3"}]
+            assert [e.detail for e in store.audit.entries() if e.action == "store.migrated"] == [{"version": "2"}, {"version": "3"}]
             assert store.list_cases("wrist") and store.audit.verify()
     monkeypatch.undo()
     with pytest.raises(StoreError, match="version 1 or older, found version 3: a newer edgemed wrote it"):
@@ -375,7 +375,7 @@ def test_a_backup_of_an_older_version_is_migrated(path: Path, tmp_path: Path, mo
     with monkeypatch.context() as patched:
         patched.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, lambda db: db.run("CREATE TABLE room (x)")))
         with CaseStore.restore(tmp_path / "old", PASSPHRASE, tmp_path / "r" / "cases.db", "a", Clock().means()) as store:
-            assert [e.action for e in store.audit.entries()][-2:] == ["store.restored", "store.migrated"] and store.audit.verify()
+            assert [e.action for e in store.audit.entries()][-2:] == ["store.migrated", "store.restored"] and store.audit.verify()
             store.backup(tmp_path / "new")
     with pytest.raises(StoreError, match="found version 2: a newer edgemed"):
         CaseStore.restore(tmp_path / "new", PASSPHRASE, tmp_path / "r2" / "cases.db", "a", Clock().means())

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from edgemed.clinic.records import AuditEntry
 from edgemed.clinic.store.access import Access, Change, Means
 from edgemed.clinic.store.audit import AuditLog
 from edgemed.clinic.store.backup import load_end, open_backup, save_backup
@@ -102,17 +103,15 @@ class Vault:
             source.copy_into(part, opened.data_key, self.path)
         db = Database.create(part, opened.data_key)
         try:
-            migrated = migrate(db, created=source is None)
+            change = Change(db, self.actor, self._access.means.now())
+            migrate(db, lambda version: _note_migration(change, version) if source is not None else None, created=source is None)
             with db.transaction():
-                change = Change(db, self.actor, self._access.means.now())
                 _save_generation(change, opened.generation)
                 if source is None:
                     db.run("INSERT INTO meta (name, value) VALUES ('record_key', ?)", (new_key().hex(),))
                     change.note("store.created", self._access.means.new_id())
                 else:
                     change.note("store.restored", detail={"pages_sha256": str(load_end(source.path).box.facts["pages_sha256"])})
-                if source is not None and migrated:
-                    _note_migration(change)
             db.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it into the one file that is renamed
         finally:
             db.close()
@@ -150,9 +149,8 @@ class Vault:
 
     def _note_opening(self, opened: Opened, failed: int) -> None:
         with self._access.reading() as db:
-            if migrate(db):
-                with self._access.changing() as change:
-                    _note_migration(change)
+            opening = Change(db, self.actor, self._access.means.now())
+            migrate(db, lambda version: _note_migration(opening, version))
         with self._access.changing() as change:
             known = _load_generation(change)
             if opened.generation != known:  # a change of passphrase that was cut short, or an older key file put back
@@ -273,8 +271,8 @@ def _require_new_file(target: Path) -> None:
         raise InputError(f"Expected a folder at {target.parent}, found none.", "Plug the stick in, or make the folder.")
 
 
-def _note_migration(change: Change) -> None:
-    change.note("store.migrated", detail={"version": str(change.db.rows("PRAGMA user_version")[0][0])})
+def _note_migration(change: Change, version: int) -> AuditEntry:
+    return change.note("store.migrated", detail={"version": str(version)})
 
 
 def _load_generation(change: Change) -> int:
