@@ -19,8 +19,10 @@ from edgemed.clinic.imaging.header import frame_group, read_windows
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.pixels.decoders.base import Decoder
 
 Values = NDArray[Any]
+JPEG_BASELINE, JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
 _INT32 = np.iinfo(np.int32)
 
 
@@ -32,10 +34,7 @@ def decode_frame(dataset: Dataset, index: int) -> tuple[dict[str, Any], Values]:
         if photometric.startswith("MONOCHROME"):
             return _grey(dataset, index, stored)
         if photometric == "PALETTE COLOR":
-            from pydicom.pixels.processing import apply_color_lut
-
-            coloured = apply_color_lut(stored, dataset)[..., :3]
-            return _colour(), _eight_bits(coloured, 8 * coloured.dtype.itemsize)
+            return _colour(), apply_palette(dataset, stored)
     except FOREIGN:
         raise Refused("look-up tables that fit the pixels", "damaged ones") from None
     if photometric != "RGB" or stored.ndim != 3 or stored.shape[2] != 3:
@@ -58,12 +57,22 @@ def decode_stored(dataset: Dataset, index: int) -> tuple[Values, dict[str, Any]]
     _complete(dataset)
     try:
         dataset.file_meta.TransferSyntaxUID = UID(syntax)  # pydicom's decoder reads it there, and some files do not say
-        array, properties = decoder.as_array(dataset, index=index)
+        array, properties = _decode(decoder, dataset, index)
     except MemoryError:
         raise Refused("a frame that fits into memory", "one that needs more") from None
     except FOREIGN:
         raise Refused("pixels that can be decoded", "damaged ones, or a kind that is not supported", "Export it uncompressed.") from None
     return _shifted(dataset, array, decoder.is_native), dict(properties)
+
+
+def _decode(decoder: Decoder, dataset: Dataset, index: int) -> tuple[Values, Any]:
+    # Pillow's libjpeg is the one that nearly every other program decodes 8-bit JPEG with; pylibjpeg's differs by up to 5 levels.
+    if "pillow" in decoder.available_plugins and decoder.UID in (JPEG_BASELINE, JPEG_EXTENDED) and number(dataset, "BitsStored") == 8:
+        try:
+            return decoder.as_array(dataset, index=index, decoding_plugin="pillow")
+        except FOREIGN:
+            pass  # the others may read it
+    return decoder.as_array(dataset, index=index)
 
 
 def _complete(dataset: Dataset) -> None:
@@ -96,6 +105,28 @@ def _eight_bits(array: Values, bits: int) -> Values:
         return array.astype(np.uint8)
     top = (1 << bits) - 1
     return np.asarray(np.clip(np.rint(array.astype(np.float32) * np.float32(255 / top)), 0, 255), np.uint8)
+
+
+def apply_palette(dataset: Dataset, stored: Values) -> Values:
+    """Indices → uint8 [rows, columns, 3]. pydicom's own reads tables of big-endian files the wrong way round."""
+    if value(dataset, "RedPaletteColorLookupTableData") is None:
+        from pydicom.pixels.processing import apply_color_lut
+
+        coloured = apply_color_lut(stored, dataset)[..., :3]  # segmented tables
+        return _eight_bits(coloured, 8 * coloured.dtype.itemsize)
+    return np.stack([_palette_channel(dataset, colour, stored) for colour in ("Red", "Green", "Blue")], axis=-1)
+
+
+def _palette_channel(dataset: Dataset, colour: str, stored: Values) -> Values:
+    descriptor = numbers(dataset, f"{colour}PaletteColorLookupTableDescriptor")
+    count, first, bits = int(descriptor[0]) or 65_536, int(descriptor[1]), int(descriptor[2])
+    data = value(dataset, f"{colour}PaletteColorLookupTableData")
+    words = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if dataset.original_encoding[1] else ">u2")
+    # 8-bit entries are two to a word where the table is only as long as that.
+    entries = words.astype("<u2").view(np.uint8) if len(data) < 2 * count else words
+    grey = entries[:count] >> 8 if bits == 16 and entries.dtype.itemsize == 2 else np.minimum(entries[:count], 255)
+    at = np.clip(stored.astype(np.int64) - first, 0, len(grey) - 1)
+    return np.asarray(grey[at], np.uint8)
 
 
 def _colour() -> dict[str, Any]:
