@@ -4,9 +4,9 @@
     python -m bench.dicom_parity FOLDER          # other files
 
 A frame is equal where no pixel differs by more than one grey level. Files without pixels do not count; those that one side alone shows
-are listed with that side's sentence. Overlays are left out, as here they are not shown. Needs the clinic extra and dcmtk (Debian: apt-get
-install dcmtk); takes the files of the PyPI package pydicom-data, too, where it is installed. dcmtk cannot decode JPEG 2000; a lossless file of it is compared with its
-uncompressed twin, where pydicom-data has one.
+are listed with that side's sentence. Overlays are left out, as here they are not shown. dcmtk cannot decode JPEG 2000; a lossless file of
+it is compared with its uncompressed twin, where pydicom-data has one. Needs the clinic extra and dcmtk (Debian: apt-get install dcmtk);
+takes the files of the PyPI package pydicom-data, too, where it is installed.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.clinic.imaging.dataset import FOREIGN, Refused, items, number, numbers, text, value
+from edgemed.clinic.imaging.dataset import Refused, foreign, items, number, numbers, text, value
 from edgemed.clinic.imaging.frames import decode_stored
 from edgemed.clinic.imaging.header import check_size, count_frames, read_facts
 from edgemed.clinic.imaging.limits import MAX_INFLATED_BYTES
@@ -90,7 +90,7 @@ def strip(dataset: Dataset, key: bytes, masks: list[list[float]]) -> bytes:
     copy.preamble = bytes(128)
     try:
         copy.save_as(out, enforce_file_format=True)
-    except FOREIGN:
+    except foreign():
         raise Refused("values that can be written again", "damaged ones") from None
     return out.getvalue()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.clinic.imaging.dataset import FOREIGN, Refused, items, number, numbers, text, transfer_syntax, value
+from edgemed.clinic.imaging.dataset import Refused, foreign, items, number, numbers, text, transfer_syntax, value
 from edgemed.clinic.imaging.header import frame_group, read_windows
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ def decode_frame(dataset: Dataset, index: int) -> tuple[dict[str, Any], Values]:
             return _grey(dataset, index, stored)
         if photometric == "PALETTE COLOR":
             return _colour(), apply_palette(dataset, stored)
-    except FOREIGN:
+    except foreign():
         raise Refused("look-up tables that fit the pixels", "damaged ones") from None
     if photometric != "RGB" or stored.ndim != 3 or stored.shape[2] != 3:
         raise Refused("colours in RGB, YBR or a palette", "another colour space", "Export the image as RGB.")
-    return _colour(), _eight_bits(stored, int(properties.get("bits_stored", 8)))
+    return _colour(), _eight_bits(stored, number(dataset, "BitsStored") or 8)
 
 
 def decode_stored(dataset: Dataset, index: int) -> tuple[Values, dict[str, Any]]:
@@ -60,9 +60,9 @@ def decode_stored(dataset: Dataset, index: int) -> tuple[Values, dict[str, Any]]
         array, properties = _decode(decoder, dataset, index)
     except MemoryError:
         raise Refused("a frame that fits into memory", "one that needs more") from None
-    except FOREIGN:
+    except foreign():
         raise Refused("pixels that can be decoded", "damaged ones, or a kind that is not supported", "Export it uncompressed.") from None
-    return _shifted(dataset, array, decoder.is_native), dict(properties)
+    return np.asarray(array), dict(properties)
 
 
 def _decode(decoder: Decoder, dataset: Dataset, index: int) -> tuple[Values, Any]:
@@ -70,9 +70,19 @@ def _decode(decoder: Decoder, dataset: Dataset, index: int) -> tuple[Values, Any
     if "pillow" in decoder.available_plugins and decoder.UID in (JPEG_BASELINE, JPEG_EXTENDED) and number(dataset, "BitsStored") == 8:
         try:
             return decoder.as_array(dataset, index=index, decoding_plugin="pillow")
-        except FOREIGN:
+        except foreign():
             pass  # the others may read it
-    return decoder.as_array(dataset, index=index)
+    shift = _shift(dataset) if decoder.is_native else 0
+    if not shift:
+        return decoder.as_array(dataset, index=index)
+    array, properties = decoder.as_array(dataset, index=index, bits_stored=(number(dataset, "HighBit") or 0) + 1)
+    return np.asarray(array >> shift), properties
+
+
+def _shift(dataset: Dataset) -> int:
+    """By how much values lie above the lowest bits: old files keep them at the top of a word, and pydicom takes those at the bottom."""
+    allocated, stored, high = (number(dataset, keyword) or 0 for keyword in ("BitsAllocated", "BitsStored", "HighBit"))
+    return max(0, high + 1 - stored) if 0 < high < allocated and stored > 0 and "PixelData" in dataset else 0
 
 
 def _complete(dataset: Dataset) -> None:
@@ -86,18 +96,6 @@ def _complete(dataset: Dataset) -> None:
         dataset.PixelRepresentation = 0
     if value(dataset, "PhotometricInterpretation") is None:
         raise Refused("the meaning of the pixels (photometric interpretation)", "none")
-
-
-def _shifted(dataset: Dataset, array: Values, native: bool) -> Values:
-    # Old files keep their bits at the top of a word; pydicom takes those at the bottom.
-    allocated, stored, high = (number(dataset, keyword) for keyword in ("BitsAllocated", "BitsStored", "HighBit"))
-    if not native or array.dtype.kind not in "iu" or None in (allocated, stored, high):
-        return array
-    assert allocated is not None and stored is not None and high is not None
-    shift = high + 1 - stored
-    if shift <= 0 or high >= allocated:
-        return array
-    return np.asarray(array >> shift)
 
 
 def _eight_bits(array: Values, bits: int) -> Values:
