@@ -75,7 +75,8 @@ def _decode(decoder: Decoder, dataset: Dataset, index: int) -> tuple[Values, Any
     shift = _shift(dataset) if decoder.is_native else 0
     if not shift:
         return decoder.as_array(dataset, index=index)
-    array, properties = decoder.as_array(dataset, index=index, bits_stored=(number(dataset, "HighBit") or 0) + 1)
+    options: Any = {"bits_stored": (number(dataset, "HighBit") or 0) + 1}
+    array, properties = decoder.as_array(dataset, index=index, **options)
     return np.asarray(array >> shift), properties
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Answer requests until the input ends."""
     source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the program's children, too
     _silence()
     _limit()
     server = Server()
