@@ -46,7 +46,9 @@ def test_a_name_in_a_harmless_tag_is_no_fact(value: str) -> None:
 
 
 def test_tags_that_a_terminal_would_obey_are_cleaned() -> None:
-    picture = open_picture(make_dicom(BodyPartExamined="HA\x1b[2JND", PatientName="A\x1b]0;x\x07^\u202eB", PatientID="1\n2"))
+    tags = {"SpecificCharacterSet": "ISO_IR 192", "BodyPartExamined": "HA\x1b[2JND"}
+    tags |= {"PatientName": "A\x1b]0;x\x07^\u202eB", "PatientID": "1\n2"}
+    picture = open_picture(make_dicom(**tags))
     assert picture.facts.body_part == "HA2JND" and picture.identity.name == "A]0;x^B" and picture.identity.patient_id == "1 2"
 
 

@@ -79,6 +79,10 @@ def test_a_window_as_text() -> None:
             parse_window(text)
 
 
+def test_a_frame_of_one_value_is_black() -> None:
+    assert grey(open_picture(make_dicom(np.full((20, 20), 700, np.uint16))).render()).max() == 0
+
+
 def test_voi_luts_clamp_at_their_ends() -> None:
     lut = VoiLut(first=10, bits=8, entries=(0, 100, 255))
     assert apply_voi_lut(np.array([[-5, 10, 11, 12, 900]]), lut).tolist() == [[0, 0, 100, 255, 255]]
