@@ -35,7 +35,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "edgemed.cli": (
         {"core", "hub", "data", "finetune", "converters", "runtimes", "bench", "evaluation", "report", "clinic", "tui"},
         {"typer"},
-        {"rich"},
+        {"rich", "PIL"},
     ),
     "edgemed": ({"cli"}, set(), set()),
 }
