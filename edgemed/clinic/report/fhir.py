@@ -13,6 +13,7 @@ import re
 from datetime import date, datetime, timezone
 from html import escape
 from typing import Any
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from edgemed.clinic.records import ModelIdentity, PatientIdentity
 from edgemed.clinic.report.coded import DCM_URI, LOINC_URI, REPORT, SECTION_TEXTS
@@ -43,7 +44,7 @@ def export_fhir(export: Export, translate: Translate = same) -> Resource:
         "language": base_language(contents.language),
         "text": {"status": "generated", "div": _narrative(contents, say)},
         "contained": [*_people(contents), *(_device(model, name) for model, name in devices.items()), *observations],
-        "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:edgemed:report:{contents.reference}:{contents.version}"}],
+        "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{_report_uuid(contents)}"}],
         "basedOn": _accession(contents.identity),
         "status": _STATUS[contents.status],
         "category": [_concept(f"{_TERMINOLOGY}/v2-0074", "RAD", "Radiology")],
@@ -61,7 +62,12 @@ def export_fhir(export: Export, translate: Translate = same) -> Resource:
 
 def _meta() -> Resource:
     ai = {"system": f"{_TERMINOLOGY}/v3-ObservationValue", "code": "AIAST", "display": "Artificial Intelligence asserted"}
-    return {"security": [ai], "tag": [{"system": "urn:edgemed:tags", "code": "ai-assisted", "display": "AI-assisted"}]}
+    # Only here: what is contained may have no label of its own (constraint dom-5).
+    return {"security": [ai], "tag": [{"display": "AI-assisted"}]}
+
+
+def _report_uuid(contents: Contents) -> UUID:
+    return uuid5(NAMESPACE_OID, f"edgemed report {contents.reference} {contents.version}")
 
 
 def _without_empty(value: Any) -> Any:
@@ -196,7 +202,6 @@ def _answer(turn: Turn, question: str, name: str, contents: Contents, devices: d
     return {
         "resourceType": "Observation",
         "id": name,
-        "meta": _meta(),
         "status": "preliminary",
         "code": {"text": _string(question) or say("answer")},
         "subject": _reference("patient", contents.identity),
