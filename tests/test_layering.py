@@ -45,7 +45,7 @@ PACKAGES = ("edgemed", "converters", "runtimes", "bench")
 SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "converters/kernels.py": (set(), {"numba"}),
     "bench/demo_logits.py": (set(), {"torch", "transformers"}),
-    "bench/report_sample.py": ({"clinic"}, set()),
+    "bench/report_sample.py": ({"clinic"}, {"pydicom"}),
     "bench/report_check.py": ({"clinic"}, {"pydicom", "highdicom", "fhir", "pypdf"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }

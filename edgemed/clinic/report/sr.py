@@ -8,7 +8,7 @@ document tells which models took part and which views they were given. Patient a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from edgemed.clinic.records import ModelIdentity
 from edgemed.clinic.report.clean import clean_line
@@ -144,17 +144,15 @@ def _observers(contents: Contents) -> list[ContentItem]:
     """Who observed: the signer as a person, or for a draft nobody but the devices."""
     from highdicom.sr import DeviceObserverIdentifyingAttributes, ObserverContext, PersonObserverIdentifyingAttributes
 
-    items: list[ContentItem] = []
+    contexts: list[ObserverContext] = []
     if contents.signed_by:
         organization = contents.institution or None
         person = PersonObserverIdentifyingAttributes(_person_name(contents.signed_by), organization_name=organization)
-        items += ObserverContext(_concept("121006", "Person"), person)
+        contexts.append(ObserverContext(_concept("121006", "Person"), person))
     for model in contents.models:
-        items += ObserverContext(
-            _concept("121007", "Device"),
-            DeviceObserverIdentifyingAttributes(_device_uid(model), model.name, "edgemed", model.quant, model.sha256),
-        )
-    return items
+        device = DeviceObserverIdentifyingAttributes(_device_uid(model), model.name, "edgemed", model.quant, model.sha256)
+        contexts.append(ObserverContext(_concept("121007", "Device"), device))
+    return [cast("ContentItem", item) for context in contexts for item in context]
 
 
 def _device_uid(model: ModelIdentity) -> str:
@@ -167,7 +165,8 @@ def _turn(turn: Turn, say: Say) -> list[ContentItem]:
     seen = [f"{one.title}: {one.view}; {say('pixels')}: {one.pixels_sha256}" for one in turn.seen]
     items += [_text(_concept("view", "View that produced the answer", _SCHEME), line) for line in seen]
     if turn.model is not None:
-        items.append(_text(_concept("model", "Model that answered", _SCHEME), f"{turn.model.name} ({turn.model.quant}), {turn.model.sha256}"))
+        model = f"{turn.model.name} ({turn.model.quant}), {turn.model.sha256}"
+        items.append(_text(_concept("model", "Model that answered", _SCHEME), model))
     return items + [_text(_concept("note", "Note", _SCHEME), note) for note in turn.notes]
 
 
