@@ -32,7 +32,11 @@ MOST_TURN_CHARS = 20_000
 
 @dataclass(frozen=True)
 class Export:
-    """Everything an export needs. `identity` None: no consent. `withheld`: what to take out of texts then (the identity that is known)."""
+    """Everything an export needs. `identity` None: no consent. `withheld`: what to take out of texts then (the identity that is known).
+
+    Without consent the picture of an image that has warnings and no mask is left out of the PDF: its pixels may show who it is. Whoever
+    knows of text in other pictures (imaging's suspect_burnt_in) hands in None for them.
+    """
 
     case: Case
     report: Report
@@ -138,7 +142,7 @@ def build_contents(export: Export, translate: Translate = same) -> Contents:
         return clean_line(heading(key, export.language, translate), 400)
 
     hide = _hider(export, say)
-    images = tuple(_image_line(image, number, export, say) for number, image in enumerate(export.images, 1))
+    images = tuple(_image_line(image, number, export, hide, say) for number, image in enumerate(export.images, 1))
     turns = tuple(_turn(message, images, export, hide, say) for message in export.messages)
     report = export.report
     status = status_of(report)
@@ -252,7 +256,7 @@ def view_text(view: View, frames: int, named: bool, say: Say) -> str:
     return ", ".join(parts)
 
 
-def _image_line(image: CaseImage, number: int, export: Export, say: Say) -> ImageLine:
+def _image_line(image: CaseImage, number: int, export: Export, hide: Hider, say: Say) -> ImageLine:
     named = export.identity is not None
     facts = image.facts
     words = [facts.modality, facts.body_part, facts.view_position, facts.laterality, facts.description if named else ""]
@@ -260,7 +264,7 @@ def _image_line(image: CaseImage, number: int, export: Export, say: Say) -> Imag
     return ImageLine(
         image_id=image.id,
         title=f"{say('image')} {number}" + (f": {clean_line(image.name)}" if named and image.name else ""),
-        facts=", ".join([clean_line(word, 64) for word in words if word.strip()] + [size]),
+        facts=", ".join([hide(clean_line(word, 64)) for word in words if word.strip()] + [size]),
         view=view_text(image.view, facts.frames, named, say),
         file_sha256=clean_line(image.sha256) if named else "",
         suspect=not named and bool(facts.warnings) and not image.view.masks,

@@ -22,7 +22,7 @@ from edgemed.clinic.report.coded import REPORT
 from edgemed.clinic.report.contents import Contents, Export, build_contents
 from edgemed.clinic.report.fhir import iso_date
 from edgemed.clinic.report.headings import Translate, same
-from edgemed.clinic.report.reference import UID_PATTERN, Reference, check_same_patient, read_reference
+from edgemed.clinic.report.reference import UID_PATTERN, Reference, check_same_patient, quiet, read_reference
 from edgemed.core.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ _SERIES_NUMBERS = {"pdf": 9101, "sr": 9102}
 _MOST_CHARS = {"SH": 16, "LO": 64, "PN": 64}
 
 
+@quiet()
 def export_dicom_pdf(export: Export, pdf: bytes, reference: bytes | None = None, translate: Translate = same) -> bytes:
     """An Encapsulated PDF Storage instance that holds `pdf`."""
     if not pdf.startswith(b"%PDF-"):
@@ -48,7 +49,7 @@ def export_dicom_pdf(export: Export, pdf: bytes, reference: bytes | None = None,
     dataset.AcquisitionDateTime = ""
     dataset.BurnedInAnnotation = "NO" if contents.identity is None else "YES"
     dataset.RecognizableVisualFeatures = "NO"
-    dataset.DocumentTitle = clean_line(f"{contents.title} – {contents.status_text} – {contents.ai_lines[0]}".replace("\\", " "), 512)
+    dataset.DocumentTitle = shorten(f"{contents.title} – {contents.status_text} – {contents.ai_lines[0]}", 512)
     dataset.ConceptNameCodeSequence = [_code(*REPORT)]
     dataset.VerificationFlag = "UNVERIFIED" if contents.status == "draft" else "VERIFIED"
     if joined is not None and joined.is_whole:
@@ -90,7 +91,7 @@ def new_document(contents: Contents, joined: Reference | None, kind: str, sop_cl
     _study(dataset, contents, joined)
     dataset.SeriesInstanceUID = content_uid("series", kind, contents.reference, dataset.StudyInstanceUID)
     dataset.SeriesNumber = _SERIES_NUMBERS[kind]
-    dataset.SeriesDescription = clean_line(f"{contents.title} ({contents.status_text.replace(chr(92), ' ')})", 64)
+    dataset.SeriesDescription = shorten(f"{contents.title} ({contents.status_text})")
     dataset.InstanceNumber = contents.version
     _equipment(dataset, contents)
     zone = _zone(joined)
@@ -125,7 +126,7 @@ def _study(dataset: Dataset, contents: Contents, joined: Reference | None) -> No
     dataset.AccessionNumber = _fit("SH", found.accession or accession, "accession number")
     dataset.ReferringPhysicianName = _fit("PN", found.referring, "name of the referring physician")
     if found.study_description:
-        dataset.StudyDescription = clean_line(found.study_description.replace("\\", " "), 64)
+        dataset.StudyDescription = shorten(found.study_description)
 
 
 def _equipment(dataset: Dataset, contents: Contents) -> None:
@@ -133,24 +134,34 @@ def _equipment(dataset: Dataset, contents: Contents) -> None:
 
     dataset.Manufacturer = MANUFACTURER
     if contents.institution:
-        dataset.InstitutionName = clean_line(contents.institution.replace("\\", " "), 64)
+        dataset.InstitutionName = shorten(contents.institution)
     models = []
     for model in contents.models:
         item = Dataset()
         item.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment", "DCM")]
         item.Manufacturer = MANUFACTURER
-        item.ManufacturerModelName = clean_line(model.name.replace("\\", " "), 64)
-        item.SoftwareVersions = clean_line(model.quant.replace("\\", " "), 64)
+        item.ManufacturerModelName = shorten(model.name)
+        item.SoftwareVersions = shorten(model.quant)
         about = f"AI-assisted. Manifest SHA-256 {model.sha256}. It advises and never replaces a clinician."
-        item.ContributionDescription = clean_line(about, 1024)
+        item.ContributionDescription = shorten(about, 1024)
         models.append(item)
     if models:
         dataset.ContributingEquipmentSequence = models
 
 
+def shorten(text: str, most_bytes: int = 64) -> str:
+    """Free text (never an identifier) as DICOM's LO or ST: no backslash, and short in bytes, since readers differ in what they count."""
+    text = clean_line(text.replace("\\", " "), most_bytes)
+    while len(text.encode()) > most_bytes:
+        text = text.rstrip("…")[:-1].rstrip() + "…"
+    return text
+
+
 def _fit(representation: str, text: str, what: str) -> str:
     """`text` where DICOM can hold it as it is, otherwise InputError (without quoting it)."""
     text = text.strip()
+    if representation == "PN" and text.count("=") > 2:
+        raise InputError(f"Expected a {what} of at most 3 groups (=) for DICOM, found {text.count('=') + 1}.", "Correct it.")
     longest = max(map(len, text.split("="))) if representation == "PN" else len(text)
     if longest > _MOST_CHARS[representation] or "\\" in text:
         most = _MOST_CHARS[representation]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image
 
@@ -23,13 +23,16 @@ from edgemed.core.errors import InputError, MissingExtraError
 if TYPE_CHECKING:
     from fpdf import FPDF
 
+Colour = tuple[int, int, int]
+Style = Literal["", "B"]
+
 FONTS = Path(__file__).parent / "fonts"
 FAMILY = "report"
 # Millimetres on A4.
-MARGIN, LABEL_WIDTH, PICTURE_SIZE, LINE = 18.0, 46.0, 78.0, 5.2
+MARGIN, LABEL_WIDTH, COLUMN_GAP, PICTURE_SIZE, LINE = 18.0, 44.0, 3.0, 78.0, 5.2
 MOST_PICTURE_PX = 1200
-# The program's own places for the number of pages; a private-use character, which no text here keeps (the fonts lack it).
-_PAGES_ALIAS = "\ue000"
+# Stands for the number of pages, as wide as four digits; its first character is a private one that no text here keeps (fonts lack it).
+_PAGES_ALIAS = "\ue0009999"
 _BLACK, _GREY, _RED, _PALE = (0, 0, 0), (90, 90, 90), (170, 20, 20), (236, 236, 236)
 # A line is laid out in pieces of this length: the bidirectional algorithm's time grows faster than its text.
 _PIECE_CHARS = 1500
@@ -175,8 +178,10 @@ class Sheet:
         pdf.cell(pdf.epw * 0.22, 4, page, align="R")
         pdf.set_text_color(*_BLACK)
 
-    def text(self, text: str, size: float = 10, style: str = "", width: float = 0, colour: tuple[int, int, int] = _BLACK) -> None:
-        """A paragraph for each line, each in its own direction, at the current x; long lines are laid out in pieces."""
+    def text(
+        self, text: str, size: float = 10, style: Style = "", width: float = 0, colour: Colour = _BLACK, align: Literal["L", "R", ""] = ""
+    ) -> None:
+        """A paragraph for each line, from the side where its direction begins or that `align` names, at the current x."""
         pdf = self.pdf
         pdf.set_font(FAMILY, style, size)
         pdf.set_text_color(*colour)
@@ -186,7 +191,8 @@ class Sheet:
             if not line.strip():
                 pdf.ln(height / 2)
                 continue
-            pdf.multi_cell(width, height, line, align="R" if is_rtl(line, self.rtl) else "L", new_x="LMARGIN", new_y="NEXT")
+            side = align or ("R" if is_rtl(line, self.rtl) else "L")
+            pdf.multi_cell(width, height, line, align=side, new_x="LMARGIN", new_y="NEXT")
         pdf.set_text_color(*_BLACK)
 
     def spell_lines(self, text: str) -> list[str]:
@@ -214,12 +220,13 @@ class Sheet:
         pdf, left = self.pdf, self.pdf.l_margin
         if pdf.will_page_break(2 * LINE):
             pdf.add_page()
-        top, page, wide = pdf.y, pdf.page, pdf.epw - LABEL_WIDTH
-        pdf.set_x(left + wide if self.rtl else left)
-        self.text(label, 9, "B", LABEL_WIDTH)
+        top, page, wide = pdf.y, pdf.page, pdf.epw - LABEL_WIDTH - COLUMN_GAP
+        pdf.set_x(left + wide + COLUMN_GAP if self.rtl else left)
+        side: Literal["L", "R"] = "R" if self.rtl else "L"
+        self.text(label, 9, "B", LABEL_WIDTH, align=side)
         bottom = pdf.y
-        pdf.set_xy(left if self.rtl else left + LABEL_WIDTH, top)
-        self.text(value, 9, "", wide)
+        pdf.set_xy(left if self.rtl else left + LABEL_WIDTH + COLUMN_GAP, top)
+        self.text(value, 9, "", wide, align=side)
         if pdf.page == page:
             pdf.set_y(max(pdf.y, bottom))
 
@@ -275,9 +282,10 @@ class Sheet:
         top, left = pdf.y, pdf.l_margin
         pdf.image(pixels, x=left + pdf.epw - width if self.rtl else left, y=top, w=width, h=height, alt_text=self.spell(line.title))
         beside = left if self.rtl else left + PICTURE_SIZE + 4
-        for style, text in (("B", line.title), ("", "\n".join(notes))):
-            pdf.set_x(beside)
-            self.text(text, 9, style, pdf.epw - PICTURE_SIZE - 4)
+        pdf.set_x(beside)
+        self.text(line.title, 9, "B", pdf.epw - PICTURE_SIZE - 4)
+        pdf.set_x(beside)
+        self.text("\n".join(notes), 9, "", pdf.epw - PICTURE_SIZE - 4)
         pdf.set_y(max(pdf.y, top + height) + 3)
 
     def assistance(self) -> None:

@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edgemed.clinic.records import PatientIdentity
@@ -70,6 +74,19 @@ class Reference:
         return all(UID_PATTERN.fullmatch(uid) for uid in (self.series_uid, self.sop_class_uid, self.sop_instance_uid))
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """pydicom warns and logs with the values that it meets: inside, neither reaches a log or the screen."""
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
 def read_reference(data: bytes) -> Reference:
     """The header of a DICOM file. DicomError for anything else, and for a file without a valid study."""
     try:
@@ -80,11 +97,13 @@ def read_reference(data: bytes) -> Reference:
     if _DEFLATED in data:
         # pydicom would inflate all of it, whatever it becomes.
         raise DicomError("Expected an original file that is not deflated, found one that may be.", _HINT)
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=[*_TAGS.values(), "SpecificCharacterSet"])
-    except (*_FOREIGN, InvalidDicomError):
-        raise DicomError("Expected a DICOM file as the report's original, found something that cannot be read as one.", _HINT) from None
-    found = {name: _text(dataset, keyword) for name, keyword in _TAGS.items()}
+    tags = [*_TAGS.values(), "SpecificCharacterSet"]
+    with quiet():
+        try:
+            dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=tags)
+        except (*_FOREIGN, InvalidDicomError):
+            raise DicomError("Expected a DICOM file as the report's original, found something that cannot be read as one.", _HINT) from None
+        found = {name: _text(dataset, keyword) for name, keyword in _TAGS.items()}
     if not UID_PATTERN.fullmatch(found["study_uid"]):
         raise DicomError("Expected the UID of a study in the original file, found none that is valid.", _HINT)
     return Reference(sha256=hashlib.sha256(data).hexdigest(), **found)

@@ -8,15 +8,14 @@ document tells which models took part and which views they were given. Patient a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from edgemed.clinic.records import ModelIdentity
-from edgemed.clinic.report.clean import clean_line
 from edgemed.clinic.report.coded import LANGUAGES, SECTION_CONTAINERS, SECTION_TEXTS
 from edgemed.clinic.report.contents import Contents, Export, Say, Turn, build_contents
-from edgemed.clinic.report.dicom import content_uid, date_time, file_bytes, new_document, open_reference, sop_reference
+from edgemed.clinic.report.dicom import content_uid, date_time, file_bytes, new_document, open_reference, shorten, sop_reference
 from edgemed.clinic.report.headings import Translate, base_language, heading, same
-from edgemed.clinic.report.reference import Reference
+from edgemed.clinic.report.reference import Reference, quiet
 from edgemed.core.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ _SCHEME = "99EDGEMED"
 _COMPLETION = {"draft": ("PARTIAL", "PRELIMINARY"), "signed": ("COMPLETE", "FINAL"), "amended": ("COMPLETE", "FINAL")}
 
 
+@quiet()
 def export_dicom_sr(export: Export, reference: bytes | None = None, translate: Translate = same) -> bytes:
     """A Basic Text SR instance of the whole report."""
     contents = build_contents(export, translate)
@@ -38,7 +38,7 @@ def export_dicom_sr(export: Export, reference: bytes | None = None, translate: T
     dataset.ReferencedPerformedProcedureStepSequence = []
     dataset.PerformedProcedureCodeSequence = []
     dataset.CompletionFlag, dataset.PreliminaryFlag = _COMPLETION[contents.status]
-    dataset.CompletionFlagDescription = clean_line(contents.status_text.replace("\\", " "), 64)
+    dataset.CompletionFlagDescription = shorten(contents.status_text)
     _verify(dataset, contents)
     original = _original(export, joined)
     try:
@@ -62,7 +62,7 @@ def _verify(dataset: Dataset, contents: Contents) -> None:
     item = Dataset()
     item.VerifyingObserverName = _person_name(contents.signed_by)
     item.VerifyingObserverIdentificationCodeSequence = []
-    item.VerifyingOrganization = clean_line(contents.institution.replace("\\", " "), 64) or "Not stated"
+    item.VerifyingOrganization = shorten(contents.institution) or "Not stated"
     item.VerificationDateTime = date_time(contents.signed_at)
     dataset.VerificationFlag = "VERIFIED"
     dataset.VerifyingObserverSequence = [item]
@@ -70,7 +70,7 @@ def _verify(dataset: Dataset, contents: Contents) -> None:
 
 def _person_name(name: str) -> str:
     """A name as it was typed, as DICOM's PN: all of it in the first component, since nothing says which word is which."""
-    return clean_line(name.replace("\\", " ").replace("^", " ").replace("=", " "), 63) + "^"
+    return shorten(name.replace("^", " ").replace("=", " "), 63) + "^"
 
 
 def _original(export: Export, joined: Reference | None) -> Reference | None:
@@ -102,7 +102,7 @@ def _scheme() -> Dataset:
 def _concept(value: str, meaning: str, scheme: str = "DCM") -> CodedConcept:
     from highdicom.sr import CodedConcept
 
-    return CodedConcept(value, scheme, clean_line(meaning.replace("\\", " "), 64))
+    return CodedConcept(value, scheme, shorten(meaning))
 
 
 def _container(name: CodedConcept, items: list[ContentItem], template: str | None = None, root: bool = False) -> ContainerContentItem:
@@ -152,7 +152,7 @@ def _observers(contents: Contents) -> list[ContentItem]:
     for model in contents.models:
         device = DeviceObserverIdentifyingAttributes(_device_uid(model), model.name, "edgemed", model.quant, model.sha256)
         contexts.append(ObserverContext(_concept("121007", "Device"), device))
-    return [cast("ContentItem", item) for context in contexts for item in context]
+    return [item for context in contexts for item in context]
 
 
 def _device_uid(model: ModelIdentity) -> str:
