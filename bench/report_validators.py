@@ -88,8 +88,8 @@ def pdf_text(data: bytes) -> str:
 def check_pdftotext(data: bytes) -> list[str]:
     """Every page says that a machine took part and, of a draft, that it is one."""
     pages = pdf_text(data).split("\f")[:-1]
-    status = "DRAFT" if "DRAFT" in pages[0] else ""
-    return [f"page {number} lacks its marks" for number, page in enumerate(pages, 1) if not page.strip() or status not in page]
+    marks = ("AI-assisted", "never replaces a clinician", *(("DRAFT",) if "DRAFT" in pages[0] else ()))
+    return [f"page {number} lacks {mark}" for number, page in enumerate(pages, 1) for mark in marks if mark not in page]
 
 
 def check_pypdf(data: bytes) -> list[str]:

@@ -258,6 +258,13 @@ def test_the_structured_report_says_what_the_report_says() -> None:
     assert HEADINGS["advice"] in [text for name, text in texts if name == "AI assistance"]
 
 
+def test_a_model_without_a_quant_leaves_no_empty_text() -> None:
+    export = sample.sample_export()
+    bare = replace(sample.DRAFTER, quant="", sha256="")
+    data = export_dicom_sr(replace(export, report=replace(export.report, drafted_by=bare)))
+    assert all(text.strip() for _, text in sr_texts(data))
+
+
 def test_the_structured_report_refers_to_the_original_that_is_in_the_case() -> None:
     reference = sample.sample_reference()
     report = read(export_dicom_sr(sample.joined_export(reference), reference))
@@ -304,10 +311,10 @@ def test_a_deflated_original_is_refused_before_it_is_inflated() -> None:
 @pytest.mark.parametrize(
     ("identity", "what"),
     [
-        (replace(sample.IDENTITY, accession="A" * 17), "accession number of at most 16"),
-        (replace(sample.IDENTITY, patient_id="a\\b"), "patient ID of at most 64"),
-        (replace(sample.IDENTITY, name="N" * 65), "name of at most 64"),
-        (replace(sample.IDENTITY, name="A=B=C=D"), "name of at most 3 groups"),
+        (replace(sample.IDENTITY, accession="A" * 17), "accession number for DICOM with at most 16"),
+        (replace(sample.IDENTITY, patient_id="a\\b"), "patient ID for DICOM with no backslash"),
+        (replace(sample.IDENTITY, name="N" * 65), "name for DICOM with at most 64"),
+        (replace(sample.IDENTITY, name="A=B=C=D"), "name for DICOM with at most 3 groups"),
     ],
 )
 def test_an_identifier_is_never_cut(identity: PatientIdentity, what: str) -> None:

@@ -26,6 +26,10 @@ _LAST_TWO = "".join(chr(plane * 0x10000 + low) for plane in range(17) for low in
 _NONCHARACTERS = re.compile(f"[\ufdd0-\ufdef\ufeff{_LAST_TWO}]")
 # Parts of a name shorter than this are too common inside other words to be taken out.
 _SHORTEST_PART = 3
+_DATE_ORDERS = (
+    *("%Y-%m-%d", "%Y%m%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%d-%m-%Y", "%m/%d/%Y", "%m-%d-%Y"),
+    *("%d.%m.%y", "%d/%m/%y"),
+)
 _BETWEEN = r"[\s^,_=]+"
 
 
@@ -40,6 +44,15 @@ def clean_line(text: str, most_chars: int = 200) -> str:
     """`clean_text` on one line, cut (with an ellipsis) at `most_chars`."""
     line = " ".join(clean_text(text).split())
     return line if len(line) <= most_chars else line[: most_chars - 1].rstrip() + "…"
+
+
+def iso_date(text: str) -> str:
+    """YYYY-MM-DD where `text` is a whole date (so, or as DICOM's YYYYMMDD), otherwise empty: a format with dates takes no other."""
+    parts = re.fullmatch(r"(\d{4})-?(\d{2})-?(\d{2})", text.strip(), re.ASCII)
+    try:
+        return date(*map(int, parts.groups())).isoformat() if parts else ""
+    except ValueError:
+        return ""
 
 
 class Hider:
@@ -77,12 +90,11 @@ def _identity_words(identity: PatientIdentity | None) -> Iterator[str]:
 
 def _date_words(text: str) -> Iterator[str]:
     yield text
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
+    if not iso_date(text):
         return
-    for pattern in ("%Y%m%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%d-%m-%Y", "%m/%d/%Y", "%m-%d-%Y", "%d.%m.%y", "%d/%m/%y"):
-        yield day.strftime(pattern)
+    day = date.fromisoformat(iso_date(text))
+    for order in _DATE_ORDERS:
+        yield day.strftime(order)
     yield from (f"{day.day}.{day.month}.{day.year}", f"{day.day}/{day.month}/{day.year}", f"{day.month}/{day.day}/{day.year}")
 
 

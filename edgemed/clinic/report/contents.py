@@ -19,7 +19,7 @@ from typing import Literal
 
 from edgemed.clinic.records import Case, CaseImage, Message, ModelIdentity, PatientIdentity, Report, SeenImage, View
 from edgemed.clinic.report.clean import Hider, clean_line, clean_text
-from edgemed.clinic.report.headings import SECTION_KEYS, SectionKey, Translate, heading, same
+from edgemed.clinic.report.headings import SECTION_KEYS, SectionKey, Translate, base_language, heading, same
 from edgemed.core.errors import InputError
 
 Status = Literal["draft", "signed", "amended"]
@@ -149,7 +149,7 @@ def build_contents(export: Export, translate: Translate = same) -> Contents:
     models = _models(export)
     drafted_by = _clean_model(report.drafted_by)
     return Contents(
-        language=clean_line(export.language, 20) or "en",
+        language=base_language(export.language),
         title=say("title"),
         status=status,
         status_text=say(status),

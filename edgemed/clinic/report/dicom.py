@@ -17,10 +17,9 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from edgemed.clinic.records import PatientIdentity
-from edgemed.clinic.report.clean import clean_line
+from edgemed.clinic.report.clean import clean_line, iso_date
 from edgemed.clinic.report.coded import REPORT
 from edgemed.clinic.report.contents import Contents, Export, build_contents
-from edgemed.clinic.report.fhir import iso_date
 from edgemed.clinic.report.headings import Translate, same
 from edgemed.clinic.report.reference import UID_PATTERN, Reference, check_same_patient, quiet, read_reference
 from edgemed.core.errors import InputError, MissingExtraError
@@ -111,7 +110,7 @@ def _patient(dataset: Dataset, identity: PatientIdentity | None, joined: Referen
     joined = joined or Reference("", "")
     dataset.PatientName = _fit("PN", joined.patient_name or identity.name, "name")
     dataset.PatientID = _fit("LO", joined.patient_id or identity.patient_id, "patient ID")
-    dataset.PatientBirthDate = _day(joined.birth_date) or iso_date(identity.birth_date).replace("-", "")
+    dataset.PatientBirthDate = _day(joined.birth_date) or _day(identity.birth_date)
     sex = (joined.sex or identity.sex).upper()
     dataset.PatientSex = sex if sex in ("M", "F", "O") else ""
 
@@ -122,9 +121,9 @@ def _study(dataset: Dataset, contents: Contents, joined: Reference | None) -> No
     dataset.StudyInstanceUID = found.study_uid
     dataset.StudyDate = _day(found.study_date)
     dataset.StudyTime = found.study_time if re.fullmatch(r"(?:[01]\d|2[0-3])(?:[0-5]\d){0,2}(?:\.\d{1,6})?", found.study_time) else ""
-    dataset.StudyID = _fit("SH", found.study_id, "study ID")
+    dataset.StudyID = "" if _misfit("SH", found.study_id) else found.study_id
     dataset.AccessionNumber = _fit("SH", found.accession or accession, "accession number")
-    dataset.ReferringPhysicianName = _fit("PN", found.referring, "name of the referring physician")
+    dataset.ReferringPhysicianName = "" if _misfit("PN", found.referring) else found.referring
     if found.study_description:
         dataset.StudyDescription = shorten(found.study_description)
 
@@ -157,21 +156,27 @@ def shorten(text: str, most_bytes: int = 64) -> str:
     return text
 
 
+def _misfit(representation: str, text: str) -> str:
+    """What keeps DICOM from holding `text` as it is, in words that do not quote it; empty where nothing does."""
+    most = _MOST_CHARS[representation]
+    groups = text.split("=") if representation == "PN" else [text]
+    if "\\" in text:
+        return "no backslash, found one"
+    if len(groups) > 3:
+        return f"at most 3 groups (=), found {len(groups)}"
+    longest = max(map(len, groups))
+    return f"at most {most} characters, found {longest}" if longest > most else ""
+
+
 def _fit(representation: str, text: str, what: str) -> str:
     """`text` where DICOM can hold it as it is, otherwise InputError (without quoting it)."""
-    text = text.strip()
-    if representation == "PN" and text.count("=") > 2:
-        raise InputError(f"Expected a {what} of at most 3 groups (=) for DICOM, found {text.count('=') + 1}.", "Correct it.")
-    longest = max(map(len, text.split("="))) if representation == "PN" else len(text)
-    if longest > _MOST_CHARS[representation] or "\\" in text:
-        most = _MOST_CHARS[representation]
-        found = "a backslash in it" if "\\" in text else f"{longest}"
-        raise InputError(f"Expected a {what} of at most {most} characters without a backslash for DICOM, found {found}.", "Correct it.")
-    return text
+    if misfit := _misfit(representation, text.strip()):
+        raise InputError(f"Expected the {what} for DICOM with {misfit}.", "Correct it in the case's identity, or export another format.")
+    return text.strip()
 
 
 def _day(text: str) -> str:
-    return text if len(text) == 8 and iso_date(f"{text[:4]}-{text[4:6]}-{text[6:]}") else ""
+    return iso_date(text).replace("-", "")
 
 
 def _zone(joined: Reference | None) -> timezone | None:

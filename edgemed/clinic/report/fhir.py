@@ -10,15 +10,16 @@ label AIAST and a tag say that a machine took part. Knows no server: whoever pos
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, timezone
+from datetime import datetime, timezone
 from html import escape
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from edgemed.clinic.records import ModelIdentity, PatientIdentity
+from edgemed.clinic.report.clean import iso_date
 from edgemed.clinic.report.coded import DCM_URI, LOINC_URI, REPORT, SECTION_TEXTS
 from edgemed.clinic.report.contents import Contents, Export, Say, Section, Turn, build_contents, utc_text
-from edgemed.clinic.report.headings import Translate, base_language, heading, is_right_to_left, same
+from edgemed.clinic.report.headings import Translate, heading, is_right_to_left, same
 
 Resource = dict[str, Any]
 _STATUS = {"draft": "preliminary", "signed": "final", "amended": "amended"}
@@ -42,7 +43,7 @@ def export_fhir(export: Export, translate: Translate = same) -> Resource:
         "resourceType": "DiagnosticReport",
         "id": contents.reference,
         "meta": _meta(),
-        "language": base_language(contents.language),
+        "language": contents.language,
         "text": {"status": "generated", "div": _narrative(contents, say)},
         "contained": [*_people(contents), *(_device(model, name) for model, name in devices.items()), *observations],
         "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{_report_uuid(contents)}"}],
@@ -126,14 +127,6 @@ def _patient(identity: PatientIdentity) -> Resource:
         "gender": _GENDERS.get(identity.sex.upper(), ""),
         "birthDate": iso_date(identity.birth_date),
     }
-
-
-def iso_date(text: str) -> str:
-    """`text` where it is a whole date (YYYY-MM-DD), otherwise empty: a format with dates takes no other."""
-    try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError:
-        return ""
 
 
 def _human_name(name: str) -> Resource:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from PIL import Image
 
 from edgemed.clinic.report.contents import Contents, Export, ImageLine, Say, Turn, build_contents, utc_text
-from edgemed.clinic.report.headings import Translate, base_language, heading, is_right_to_left, same
+from edgemed.clinic.report.headings import Translate, heading, is_right_to_left, same
 from edgemed.core.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class Sheet:
         pdf.set_author(contents.signed_by or "edgemed")
         pdf.set_creator("edgemed")
         pdf.set_producer("edgemed")
-        pdf.set_lang(base_language(contents.language))
+        pdf.set_lang(contents.language)
         pdf.set_creation_date(contents.as_of)
 
     def spell(self, text: str) -> str:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edgemed.clinic.records import PatientIdentity
-from edgemed.clinic.report.clean import clean_line
+from edgemed.clinic.report.clean import clean_line, iso_date
 from edgemed.core.errors import DicomError, InputError, MissingExtraError
 
 UID_PATTERN = re.compile(r"(?=.{1,64}\Z)[0-2](?:\.(?:0|[1-9]\d*))+")
@@ -91,28 +91,29 @@ def read_reference(data: bytes) -> Reference:
     """The header of a DICOM file. DicomError for anything else, and for a file without a valid study."""
     try:
         import pydicom
-        from pydicom.errors import InvalidDicomError
+        from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError as error:
         raise MissingExtraError.of("Writing DICOM", "clinic") from error
     if _DEFLATED in data:
         # pydicom would inflate all of it, whatever it becomes.
         raise DicomError("Expected an original file that is not deflated, found one that may be.", _HINT)
     tags = [*_TAGS.values(), "SpecificCharacterSet"]
+    foreign = (*_FOREIGN, InvalidDicomError, BytesLengthException)
     with quiet():
         try:
             dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=tags)
-        except (*_FOREIGN, InvalidDicomError):
+        except foreign:
             raise DicomError("Expected a DICOM file as the report's original, found something that cannot be read as one.", _HINT) from None
-        found = {name: _text(dataset, keyword) for name, keyword in _TAGS.items()}
+        found = {name: _text(dataset, keyword, foreign) for name, keyword in _TAGS.items()}
     if not UID_PATTERN.fullmatch(found["study_uid"]):
         raise DicomError("Expected the UID of a study in the original file, found none that is valid.", _HINT)
     return Reference(sha256=hashlib.sha256(data).hexdigest(), **found)
 
 
-def _text(dataset: object, keyword: str) -> str:
+def _text(dataset: object, keyword: str, foreign: tuple[type[Exception], ...]) -> str:
     try:
         return clean_line(str(getattr(dataset, keyword, None) or ""), 400)
-    except _FOREIGN:
+    except foreign:
         return ""
 
 
@@ -120,7 +121,7 @@ def check_same_patient(reference: Reference, identity: PatientIdentity) -> None:
     """Refuse to file a report into another patient's study: what both sides say of patient and study has to agree."""
     pairs = (
         ("patient ID", identity.patient_id, reference.patient_id),
-        ("date of birth", identity.birth_date.replace("-", ""), reference.birth_date),
+        ("date of birth", iso_date(identity.birth_date), iso_date(reference.birth_date)),
         ("study", identity.study_uid, reference.study_uid),
     )
     for what, ours, theirs in pairs:

@@ -14,7 +14,7 @@ from edgemed.clinic.records import ModelIdentity
 from edgemed.clinic.report.coded import LANGUAGES, SECTION_CONTAINERS, SECTION_TEXTS
 from edgemed.clinic.report.contents import Contents, Export, Say, Turn, build_contents
 from edgemed.clinic.report.dicom import content_uid, date_time, file_bytes, new_document, open_reference, shorten, sop_reference
-from edgemed.clinic.report.headings import Translate, base_language, heading, same
+from edgemed.clinic.report.headings import Translate, heading, same
 from edgemed.clinic.report.reference import Reference, quiet
 from edgemed.core.errors import MissingExtraError
 
@@ -123,7 +123,7 @@ def _text(name: CodedConcept, value: str) -> ContentItem:
 def _tree(contents: Contents, original: Reference | None, say: Say) -> ContainerContentItem:
     from highdicom.sr import LanguageOfContentItemAndDescendants
 
-    language = base_language(contents.language)
+    language = contents.language
     known = language if language in LANGUAGES else "en"
     items: list[ContentItem] = [*LanguageOfContentItemAndDescendants(_concept(known, LANGUAGES[known], "RFC5646"))]
     items += _observers(contents)
@@ -150,7 +150,8 @@ def _observers(contents: Contents) -> list[ContentItem]:
         person = PersonObserverIdentifyingAttributes(_person_name(contents.signed_by), organization_name=organization)
         contexts.append(ObserverContext(_concept("121006", "Person"), person))
     for model in contents.models:
-        device = DeviceObserverIdentifyingAttributes(_device_uid(model), model.name, "edgemed", model.quant, model.sha256)
+        about = (model.name or None, "edgemed", model.quant or None, model.sha256 or None)
+        device = DeviceObserverIdentifyingAttributes(_device_uid(model), *about)
         contexts.append(ObserverContext(_concept("121007", "Device"), device))
     return [item for context in contexts for item in context]
 
