@@ -129,18 +129,25 @@ def status_of(report: Report) -> Status:
     return "amended" if report.version > 1 else "signed"
 
 
+def seen_text(seen: SeenLine, say: Say) -> str:
+    """Which image an answer saw, how, and the hash of those pixels, on one line."""
+    return f"{seen.title}: {seen.view}; {say('pixels')}: {seen.pixels_sha256}"
+
+
 def utc_text(moment: datetime) -> str:
     """A time as a person reads it, in UTC."""
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
+def say_in(export: Export, translate: Translate = same) -> Say:
+    """The report's own words in the export's language, by their keys in HEADINGS."""
+    return lambda key: clean_line(heading(key, export.language, translate), 400)
+
+
 def build_contents(export: Export, translate: Translate = same) -> Contents:
     """The export's contents. InputError where a section is too long or parts of other cases were handed in."""
     _check(export)
-
-    def say(key: str) -> str:
-        return clean_line(heading(key, export.language, translate), 400)
-
+    say = say_in(export, translate)
     hide = _hider(export, say)
     images = tuple(_image_line(image, number, export, hide, say) for number, image in enumerate(export.images, 1))
     turns = tuple(_turn(message, images, export, hide, say) for message in export.messages)

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from edgemed.clinic.report.contents import Contents, Export, ImageLine, Say, Turn, build_contents, utc_text
-from edgemed.clinic.report.headings import Translate, heading, is_right_to_left, same
-from edgemed.core.errors import InputError, MissingExtraError
+from edgemed.clinic.report.contents import Contents, Export, ImageLine, Say, Turn, build_contents, say_in, seen_text, utc_text
+from edgemed.clinic.report.headings import Translate, is_right_to_left, same
+from edgemed.clinic.report.pages import FAMILY, MARGIN, PAGES_ALIAS, covered, draw_draft, new_pdf
+from edgemed.core.errors import InputError
 
 if TYPE_CHECKING:
     from fpdf import FPDF
@@ -26,24 +26,12 @@ if TYPE_CHECKING:
 Colour = tuple[int, int, int]
 Style = Literal["", "B"]
 
-FONTS = Path(__file__).parent / "fonts"
-FAMILY = "report"
 # Millimetres on A4.
-MARGIN, LABEL_WIDTH, COLUMN_GAP, PICTURE_SIZE, LINE = 18.0, 44.0, 3.0, 78.0, 5.2
+LABEL_WIDTH, COLUMN_GAP, PICTURE_SIZE, LINE = 44.0, 3.0, 78.0, 5.2
 MOST_PICTURE_PX = 1200
-# Stands for the number of pages, as wide as four digits; its first character is a private one that no text here keeps (fonts lack it).
-_PAGES_ALIAS = "\ue0009999"
-_BLACK, _GREY, _RED, _PALE = (0, 0, 0), (90, 90, 90), (170, 20, 20), (236, 236, 236)
+_BLACK, _GREY, _RED = (0, 0, 0), (90, 90, 90), (170, 20, 20)
 # A line is laid out in pieces of this length: the bidirectional algorithm's time grows faster than its text.
 _PIECE_CHARS = 1500
-# DRAFT across a draft's page, in strokes on a grid of 6 by 10 for each letter: drawn, so that the text of the page stays as it is.
-_DRAFT_STROKES: tuple[tuple[tuple[tuple[float, float], ...], ...], ...] = (
-    (((0, 0), (0, 10), (4, 10), (6, 8), (6, 2), (4, 0), (0, 0)),),
-    (((0, 10), (0, 0), (5, 0), (6, 1), (6, 4), (5, 5), (0, 5)), ((3, 5), (6, 10))),
-    (((0, 10), (3, 0), (6, 10)), ((1.2, 6), (4.8, 6))),
-    (((6, 0), (0, 0), (0, 10)), ((0, 5), (4.5, 5))),
-    (((0, 0), (6, 0)), ((3, 0), (3, 10))),
-)
 
 
 def export_pdf(export: Export, pictures: Sequence[Image.Image | None] = (), translate: Translate = same) -> bytes:
@@ -51,7 +39,7 @@ def export_pdf(export: Export, pictures: Sequence[Image.Image | None] = (), tran
     if len(pictures) > len(export.images):
         raise InputError(f"Expected at most {len(export.images)} pictures (one for each image), found {len(pictures)}.", "Check the call.")
     contents = build_contents(export, translate)
-    sheet = Sheet(contents, lambda key: heading(key, export.language, translate))
+    sheet = Sheet(contents, say_in(export, translate))
     sheet.front()
     sheet.sections()
     sheet.images(pictures)
@@ -79,48 +67,6 @@ def bare_picture(picture: Image.Image) -> Image.Image:
     return Image.frombytes(mode, pixels.size, pixels.tobytes())
 
 
-def _new_pdf(header: Any, footer: Any) -> FPDF:
-    try:
-        import uharfbuzz as _shaper  # noqa: F401 (fpdf2 shapes with it, and says so only when it is used)
-        from fpdf import FPDF
-    except ImportError as error:
-        raise MissingExtraError.of("Writing a PDF", "clinic") from error
-
-    class Pages(FPDF):
-        def header(self) -> None:
-            header(self)
-
-        def footer(self) -> None:
-            footer(self)
-
-    pdf = Pages(format="A4")
-    pdf.set_margins(MARGIN, MARGIN, MARGIN)
-    pdf.set_auto_page_break(True, MARGIN + 6)
-    pdf.c_margin = 0
-    pdf.add_font(FAMILY, "", FONTS / "DejaVuSans.ttf")
-    pdf.add_font(FAMILY, "B", FONTS / "DejaVuSans-Bold.ttf")
-    # Ornamental ligatures off, so that "fi" is found by a search; those that Arabic requires are another feature and stay.
-    pdf.set_text_shaping(True, features={"liga": False, "dlig": False})
-    pdf.alias_nb_pages(_PAGES_ALIAS)
-    return pdf
-
-
-def _covered(pdf: FPDF) -> frozenset[int]:
-    """The characters that every face has."""
-    from fpdf.fonts import TTFFont
-
-    return frozenset.intersection(*(frozenset(font.cmap) for font in pdf.fonts.values() if isinstance(font, TTFFont)))
-
-
-def _draw_draft(pdf: FPDF) -> None:
-    size = 4.2  # mm for a step of the strokes' grid
-    left, top = pdf.w / 2 - 19 * size, pdf.h / 2 - 5 * size
-    with pdf.rotation(52, pdf.w / 2, pdf.h / 2), pdf.local_context(draw_color=_PALE, line_width=7):
-        for number, strokes in enumerate(_DRAFT_STROKES):
-            for stroke in strokes:
-                pdf.polyline([(left + (8 * number + x) * size, top + y * size) for x, y in stroke])
-
-
 class Sheet:
     """The pages as they fill. Every text goes through `spell`, so that what the fonts lack is seen and not dropped."""
 
@@ -128,8 +74,8 @@ class Sheet:
         self.contents, self.say = contents, say
         self.rtl = is_right_to_left(contents.language)
         self.spelled = False
-        self.pdf = _new_pdf(self._header, self._footer)
-        self._has = _covered(self.pdf)
+        self.pdf = new_pdf(self._header, self._footer)
+        self._has = covered(self.pdf)
         self._describe()
         self.pdf.add_page()
 
@@ -157,7 +103,7 @@ class Sheet:
     def _header(self, pdf: FPDF) -> None:
         contents = self.contents
         if contents.status == "draft":
-            _draw_draft(pdf)
+            draw_draft(pdf)
         pdf.set_y(9)
         pdf.set_font(FAMILY, "B", 9)
         pdf.set_text_color(*(_RED if contents.status == "draft" else _GREY))
@@ -174,7 +120,7 @@ class Sheet:
         pdf.set_font(FAMILY, "", 7.5)
         pdf.set_text_color(*_GREY)
         pdf.cell(pdf.epw * 0.78, 4, self.spell(f"{self.contents.ai_lines[0]} {self.contents.advice}"), align="L")
-        page = self.say("page").format(page=pdf.page_no(), pages=_PAGES_ALIAS)
+        page = self.say("page").format(page=pdf.page_no(), pages=PAGES_ALIAS)
         pdf.cell(pdf.epw * 0.22, 4, page, align="R")
         pdf.set_text_color(*_BLACK)
 
@@ -307,7 +253,7 @@ class Sheet:
     def _turn(self, turn: Turn) -> None:
         self.title(self.say("question") if turn.role == "user" else self.say("answer"), 9.5)
         self.text(turn.text, 9.5)
-        small = [f"{seen.title}: {seen.view}; {self.say('pixels')}: {seen.pixels_sha256}" for seen in turn.seen] + list(turn.notes)
+        small = [*(seen_text(seen, self.say) for seen in turn.seen), *turn.notes]
         if turn.role == "assistant":
             model = turn.model
             small.append(f"{model.name} ({model.quant}), {model.sha256}" if model else self.say("no_model"))

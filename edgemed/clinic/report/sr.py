@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from edgemed.clinic.records import ModelIdentity
 from edgemed.clinic.report.coded import LANGUAGES, SECTION_CONTAINERS, SECTION_TEXTS
-from edgemed.clinic.report.contents import Contents, Export, Say, Turn, build_contents
+from edgemed.clinic.report.contents import Contents, Export, Say, Turn, build_contents, say_in, seen_text
 from edgemed.clinic.report.dicom import content_uid, date_time, file_bytes, new_document, open_reference, shorten, sop_reference
-from edgemed.clinic.report.headings import Translate, heading, same
+from edgemed.clinic.report.headings import Translate, same
 from edgemed.clinic.report.reference import Reference, quiet
 from edgemed.core.errors import MissingExtraError
 
@@ -42,7 +42,7 @@ def export_dicom_sr(export: Export, reference: bytes | None = None, translate: T
     _verify(dataset, contents)
     original = _original(export, joined)
     try:
-        tree = _tree(contents, original, lambda key: heading(key, export.language, translate))
+        tree = _tree(contents, original, say_in(export, translate))
     except ImportError as error:
         raise MissingExtraError.of("Writing a DICOM structured report", "clinic") from error
     for element in tree:
@@ -163,7 +163,7 @@ def _device_uid(model: ModelIdentity) -> str:
 def _turn(turn: Turn, say: Say) -> list[ContentItem]:
     key = "question" if turn.role == "user" else "answer"
     items = [_text(_concept(key, key.capitalize(), _SCHEME), turn.text)]
-    seen = [f"{one.title}: {one.view}; {say('pixels')}: {one.pixels_sha256}" for one in turn.seen]
+    seen = [seen_text(one, say) for one in turn.seen]
     items += [_text(_concept("view", "View that produced the answer", _SCHEME), line) for line in seen]
     if turn.model is not None:
         model = f"{turn.model.name} ({turn.model.quant}), {turn.model.sha256}"
