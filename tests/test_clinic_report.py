@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from bench import report_sample as sample
 from bench.report_validators import check_markdown, identifiers_in
+from edgemed.clinic import report
 from edgemed.clinic.records import ImageFacts, Message, PatientIdentity
 from edgemed.clinic.report import (
     HEADINGS,
@@ -250,6 +252,33 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(ResourceError, match="disk is full"):
         save_export(tmp_path, sample.sample_export(), ("md", "fhir"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stick_that_knows_no_owners_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.chmod
+
+    def fat(self: Path, mode: int) -> None:
+        if mode & 0o077 == 0:
+            raise PermissionError(1, "Operation not permitted")
+        real(self, mode)
+
+    monkeypatch.setattr(Path, "chmod", fat)
+    (path,) = save_export(tmp_path, sample.sample_export(), ("md",))
+    assert path.read_text(encoding="utf-8") == export_markdown(sample.sample_export())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions as POSIX has them")
+def test_exports_are_their_owners(tmp_path: Path) -> None:
+    (path,) = save_export(tmp_path, sample.sample_export(), ("md",))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_every_heading_is_used() -> None:
+    folder = Path(report.__file__).parent
+    text = "".join(path.read_text(encoding="utf-8") for path in folder.glob("*.py") if path.name != "headings.py")
+    # The states of a message and of a report, and the identity's fields, are looked up by their values.
+    named = {"failed", "stopped", "draft", "signed", "amended", "patient_id", "birth_date", "sex", "accession", "study_uid"}
+    assert [key for key in HEADINGS if key not in named and f'"{key}"' not in text and f"'{key}'" not in text] == []
 
 
 def test_unknown_kinds_are_refused() -> None:
