@@ -15,6 +15,7 @@ from edgemed.clinic.records import ImageFacts, Message, PatientIdentity
 from edgemed.clinic.report import (
     HEADINGS,
     KINDS,
+    Export,
     build_contents,
     build_exports,
     conversation_findings,
@@ -137,6 +138,20 @@ def test_a_hider_finds_the_usual_spellings() -> None:
     text = "NUÑEZ, Ana came; nunez (x-12) 03.01.1958 3/1/1958 19580103 born 1958-01-03; Ana_scan 1 wrist wrist.png banana"
     assert hide(text) == "# came; # (#) # born #; # wrist # banana"
     assert Hider(None)("Nuñez") == "Nuñez"
+
+
+def test_a_hider_leaves_short_common_words_alone() -> None:
+    hide = Hider(PatientIdentity("No^Wu", "7", "", "", "12"), (), "#")
+    assert hide("No fracture, no cough, 7 days, 12 mm; No Wu came, WU, NO left") == "No fracture, no cough, 7 days, 12 mm; # came, # left"
+
+
+def test_consent_is_one_argument() -> None:
+    export = sample.sample_export()
+    parts = (export.case, export.report, export.images, export.messages, sample.IDENTITY)
+    assert Export.of(*parts, with_identity=True).identity == sample.IDENTITY
+    without = Export.of(*parts, with_identity=False, institution="Clinic", language="fr")
+    assert (without.identity, without.withheld, without.institution, without.language) == (None, sample.IDENTITY, "Clinic", "fr")
+    assert identifiers_in(export_markdown(without).encode(), sample.PLANTED) == []
 
 
 def test_status_needs_name_and_time() -> None:

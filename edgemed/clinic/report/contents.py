@@ -11,41 +11,22 @@ draft, is. Knows no file format.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Literal
 
-from edgemed.clinic.records import Case, CaseImage, Message, ModelIdentity, PatientIdentity, Report, SeenImage, View
+from edgemed.clinic.records import CaseImage, Message, ModelIdentity, PatientIdentity, Report, SeenImage, View
 from edgemed.clinic.report.clean import Hider, clean_line, clean_text
+from edgemed.clinic.report.export import Export, Status, case_reference, status_of
 from edgemed.clinic.report.headings import SECTION_KEYS, SectionKey, Translate, base_language, heading, same
 from edgemed.core.errors import InputError
 
-Status = Literal["draft", "signed", "amended"]
 Say = Callable[[str], str]
 
 # A section longer than this is no report; a turn of the conversation longer than this is cut, and says so.
 MOST_SECTION_CHARS = 60_000
 MOST_TURN_CHARS = 20_000
-
-
-@dataclass(frozen=True)
-class Export:
-    """Everything an export needs. `identity` None: no consent. `withheld`: what to take out of texts then (the identity that is known).
-
-    Without consent the picture of an image that has warnings and no mask is left out of the PDF: its pixels may show who it is. Whoever
-    knows of text in other pictures (imaging's suspect_burnt_in) hands in None for them.
-    """
-
-    case: Case
-    report: Report
-    images: tuple[CaseImage, ...]
-    messages: tuple[Message, ...]
-    identity: PatientIdentity | None
-    institution: str = ""
-    language: str = "en"
-    withheld: PatientIdentity | None = None
 
 
 @dataclass(frozen=True)
@@ -115,28 +96,6 @@ class Contents:
     models: tuple[ModelIdentity, ...]
     ai_lines: tuple[str, ...]
     advice: str
-
-
-def case_reference(case_id: str) -> str:
-    """A short name for the case that tells nothing of it: made from its random id."""
-    return hashlib.sha256(f"edgemed report {case_id}".encode()).hexdigest()[:12]
-
-
-def status_of(report: Report) -> Status:
-    """A report without a signature is a draft; a signed one after the first version amends an earlier one."""
-    if not report.signed_by.strip() or report.signed_at is None:
-        return "draft"
-    return "amended" if report.version > 1 else "signed"
-
-
-def seen_text(seen: SeenLine, say: Say) -> str:
-    """Which image an answer saw, how, and the hash of those pixels, on one line."""
-    return f"{seen.title}: {seen.view}; {say('pixels')}: {seen.pixels_sha256}"
-
-
-def utc_text(moment: datetime) -> str:
-    """A time as a person reads it, in UTC."""
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def say_in(export: Export, translate: Translate = same) -> Say:

@@ -3,7 +3,8 @@
     data = export_dicom_pdf(export, pdf, reference)     # the bytes of a DICOM file
 
 With consent the file joins the study of `reference` (the original DICOM file) or of the identity; without, the reference is not even
-opened, the study is new and the patient is called Withheld. All text is UTF-8 (ISO_IR 192). UIDs are made from the content (2.25 and a
+opened, and the patient is called Withheld, with a number and a study made from the case's random id (the same for all exports of the
+case, and for nothing else). All text is UTF-8 (ISO_IR 192). UIDs are made from the content (2.25 and a
 hash), so that the same export is the same file and another text another instance. Times are UTC, or in the zone that the original
 states. An identifier that DICOM cannot hold is refused, never cut: a cut one is another patient's.
 """
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING
 from edgemed.clinic.records import PatientIdentity
 from edgemed.clinic.report.clean import clean_line, iso_date
 from edgemed.clinic.report.coded import REPORT
-from edgemed.clinic.report.contents import Contents, Export, build_contents
+from edgemed.clinic.report.contents import Contents, build_contents
+from edgemed.clinic.report.export import Export
 from edgemed.clinic.report.headings import Translate, same
 from edgemed.clinic.report.reference import UID_PATTERN, Reference, check_same_patient, quiet, read_reference
 from edgemed.core.errors import InputError, MissingExtraError

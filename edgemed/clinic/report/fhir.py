@@ -18,7 +18,8 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 from edgemed.clinic.records import ModelIdentity, PatientIdentity
 from edgemed.clinic.report.clean import iso_date
 from edgemed.clinic.report.coded import DCM_URI, LOINC_URI, REPORT, SECTION_TEXTS
-from edgemed.clinic.report.contents import Contents, Export, Say, Section, Turn, build_contents, say_in, seen_text, utc_text
+from edgemed.clinic.report.contents import Contents, Say, Section, Turn, build_contents, say_in, seen_text, utc_text
+from edgemed.clinic.report.export import Export
 from edgemed.clinic.report.headings import Translate, is_right_to_left, same
 
 Resource = dict[str, Any]

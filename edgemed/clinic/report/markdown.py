@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 
-from edgemed.clinic.report.contents import Contents, Export, Say, Turn, build_contents, say_in, seen_text, utc_text
+from edgemed.clinic.report.contents import Contents, Say, Turn, build_contents, say_in, seen_text, utc_text
+from edgemed.clinic.report.export import Export
 from edgemed.clinic.report.headings import Translate, same
 
 # Every character with which CommonMark or its usual extensions begin something; each may be escaped by a backslash.

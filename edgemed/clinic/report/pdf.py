@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from edgemed.clinic.report.contents import Contents, Export, ImageLine, Say, Turn, build_contents, say_in, seen_text, utc_text
+from edgemed.clinic.report.contents import Contents, ImageLine, Say, Turn, build_contents, say_in, seen_text, utc_text
+from edgemed.clinic.report.export import Export
 from edgemed.clinic.report.headings import Translate, is_right_to_left, same
 from edgemed.clinic.report.pages import FAMILY, MARGIN, PAGES_ALIAS, covered, draw_draft, new_pdf
 from edgemed.core.errors import InputError

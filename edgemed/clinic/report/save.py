@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from edgemed.clinic.report.contents import Export, case_reference, status_of
 from edgemed.clinic.report.dicom import export_dicom_pdf
+from edgemed.clinic.report.export import Export, case_reference, status_of
 from edgemed.clinic.report.fhir import export_fhir
 from edgemed.clinic.report.headings import Translate, same
 from edgemed.clinic.report.markdown import export_markdown

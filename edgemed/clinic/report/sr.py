@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from edgemed.clinic.records import ModelIdentity
 from edgemed.clinic.report.coded import LANGUAGES, SECTION_CONTAINERS, SECTION_TEXTS
-from edgemed.clinic.report.contents import Contents, Export, Say, Turn, build_contents, say_in, seen_text
+from edgemed.clinic.report.contents import Contents, Say, Turn, build_contents, say_in, seen_text
 from edgemed.clinic.report.dicom import content_uid, date_time, file_bytes, new_document, open_reference, shorten, sop_reference
+from edgemed.clinic.report.export import Export
 from edgemed.clinic.report.headings import Translate, same
 from edgemed.clinic.report.reference import Reference, quiet
 from edgemed.core.errors import MissingExtraError
