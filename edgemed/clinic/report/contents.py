@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Literal
 
 from edgemed.clinic.records import CaseImage, Message, ModelIdentity, PatientIdentity, Report, SeenImage, View
@@ -96,6 +96,16 @@ class Contents:
     models: tuple[ModelIdentity, ...]
     ai_lines: tuple[str, ...]
     advice: str
+
+
+def seen_text(seen: SeenLine, say: Say) -> str:
+    """Which image an answer saw, how, and the hash of those pixels, on one line."""
+    return f"{seen.title}: {seen.view}; {say('pixels')}: {seen.pixels_sha256}"
+
+
+def utc_text(moment: datetime) -> str:
+    """A time as a person reads it, in UTC."""
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def say_in(export: Export, translate: Translate = same) -> Say:

@@ -63,13 +63,3 @@ def status_of(report: Report) -> Status:
     if not report.signed_by.strip() or report.signed_at is None:
         return "draft"
     return "amended" if report.version > 1 else "signed"
-
-
-def seen_text(seen: SeenLine, say: Say) -> str:
-    """Which image an answer saw, how, and the hash of those pixels, on one line."""
-    return f"{seen.title}: {seen.view}; {say('pixels')}: {seen.pixels_sha256}"
-
-
-def utc_text(moment: datetime) -> str:
-    """A time as a person reads it, in UTC."""
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
