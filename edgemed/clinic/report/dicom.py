@@ -4,9 +4,9 @@
 
 With consent the file joins the study of `reference` (the original DICOM file) or of the identity; without, the reference is not even
 opened, and the patient is called Withheld, with a number and a study made from the case's random id (the same for all exports of the
-case, and for nothing else). All text is UTF-8 (ISO_IR 192). UIDs are made from the content (2.25 and a
-hash), so that the same export is the same file and another text another instance. Times are UTC, or in the zone that the original
-states. An identifier that DICOM cannot hold is refused, never cut: a cut one is another patient's.
+case, and for nothing else). All text is UTF-8 (ISO_IR 192). UIDs are made from the content (2.25 and a hash), so that the same export
+is the same file and another text another instance. Times are UTC, or in the zone that the original states. An identifier that DICOM
+cannot hold is refused, never cut: a cut one is another patient's.
 """
 
 from __future__ import annotations
