@@ -26,12 +26,12 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "bench": (
         {"core", "data", "report", "converters", "runtimes", "clinic"},
         {"psutil", "numpy", "PIL", "pydantic", "gguf"},
-        {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors"},
+        {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors", "pydicom"},
     ),
     "edgemed.evaluation": ({"core", "data", "report", "runtimes"}, {"numpy", "pydantic"}, {"openai", "torch", "transformers", "PIL"}),
     "edgemed.report": ({"core"}, {"rich", "numpy"}, {"matplotlib"}),
-    "edgemed.clinic": ({"core"}, {"numpy", "PIL"}, {"pydicom", "highdicom", "sqlcipher3", "argon2", "cryptography"}),
-    "edgemed.tui": ({"core", "clinic", "runtimes"}, {"textual", "textual_image", "rich", "PIL", "numpy"}, set()),
+    "edgemed.clinic": ({"core"}, {"numpy", "PIL"}, {"pydicom", "highdicom", "sqlcipher3", "argon2", "cryptography", "fpdf", "uharfbuzz"}),
+    "edgemed.tui": ({"core", "clinic", "runtimes"}, {"textual", "textual_image", "rich", "PIL", "numpy"}, {"bidi", "arabic_reshaper"}),
     "edgemed.cli": (
         {"core", "hub", "data", "finetune", "converters", "runtimes", "bench", "evaluation", "report", "clinic", "tui"},
         {"typer"},
@@ -44,7 +44,11 @@ PACKAGES = ("edgemed", "converters", "runtimes", "bench")
 # What single files use beyond their room: programs that are run by hand, and a module that is imported inside functions only.
 SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "converters/kernels.py": (set(), {"numba"}),
+    "edgemed/tui/catalogues.py": (set(), {"babel"}),
     "bench/demo_logits.py": (set(), {"torch", "transformers"}),
+    "bench/report_sample.py": ({"clinic"}, {"pydicom"}),
+    "bench/report_check.py": ({"clinic"}, {"pydicom"}),
+    "bench/report_validators.py": (set(), {"pydicom", "highdicom", "fhir", "pypdf", "markdown_it"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
 
