@@ -161,7 +161,7 @@ def _count_dropped(engine: Answering, consultation: Consultation, max_tokens: in
 
 
 def follow(stream: AnswerStream, template: ConversationTemplate, show: Callable[[str], None]) -> Answer:
-    """Read a stream to its end; `show` gets each piece of text as it comes, without blanks before the first word. Raises nothing of its own."""
+    """Read a stream to its end; `show` gets each piece of text as it comes, without blanks before the first word."""
     pieces: list[str] = []
     logprobs: list[float] = []
     for event in stream:

@@ -42,6 +42,8 @@ ANSWERS = (
     "Another made-up answer. Load a model to ask about this image.",
 )
 _FAKE_BYTES = 100_000_000
+# A held stream looks this often whether it was cancelled.
+_HOLD_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -207,12 +209,12 @@ class FakeEngine:
     def _events(self, request: Request, cancelled: threading.Event) -> Iterator[Event]:
         script, prompt = self.script, self._count_prompt(request)
         if script.lacks_memory:
-            yield Failed(EngineMemoryError("The model does not fit this machine's memory.", "Close other programs, or use a smaller model."))
+            yield Failed(EngineMemoryError("The model does not fit this machine's memory.", "Close other programs."))
             return
         if prompt > self.settings.context_tokens:
             yield Failed(
                 ContextOverflowError(
-                    f"Expected at most {self.settings.context_tokens} tokens, found {prompt}.", "Ask a shorter question, or begin a new case."
+                    f"Expected at most {self.settings.context_tokens} tokens, found {prompt}.", "Ask a shorter question."
                 )
             )
             return
@@ -231,7 +233,8 @@ class FakeEngine:
         reason: FinishReason = "end"
         for index, word in enumerate(words):
             if index and self.script.hold is not None:
-                self.script.hold.acquire()
+                while not (self.script.hold.acquire(timeout=_HOLD_S) or cancelled.is_set()):
+                    pass
             if cancelled.is_set() or index == request.max_tokens:
                 reason = "cancelled" if cancelled.is_set() else "length"
                 break
