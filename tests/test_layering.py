@@ -44,6 +44,7 @@ PACKAGES = ("edgemed", "converters", "runtimes", "bench")
 # What single files use beyond their room: programs that are run by hand, and a module that is imported inside functions only.
 SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "converters/kernels.py": (set(), {"numba"}),
+    "edgemed/tui/catalogues.py": (set(), {"babel"}),
     "bench/demo_logits.py": (set(), {"torch", "transformers"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
