@@ -73,14 +73,15 @@ def catalogue(entries: dict[str | tuple[str, str], str | tuple[str, ...]], local
     ],
 )
 def test_a_faulty_entry_is_found(entries: dict[str | tuple[str, str], str | tuple[str, ...]], fault: str) -> None:
-    problems = catalogues.check_catalogue("fr", set(entries), catalogue(entries))
+    wanted = {(key,) if isinstance(key, str) else key for key in entries}
+    problems = catalogues.check_catalogue("fr", wanted, catalogue(entries))
     assert any(fault in problem for problem in problems)
 
 
 def test_missing_superfluous_and_fuzzy_entries_are_found() -> None:
     made = catalogue({"Old": "Vieux"})
     made.add("Maybe", "Peut-être", flags={"fuzzy"})
-    problems = "\n".join(catalogues.check_catalogue("fr", {"New", "Maybe"}, made))
+    problems = "\n".join(catalogues.check_catalogue("fr", {("New",), ("Maybe",)}, made))
     assert "'New' is missing" in problems
     assert "'Old' is in no source file" in problems
     assert "'Maybe' is fuzzy" in problems

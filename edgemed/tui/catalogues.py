@@ -33,7 +33,8 @@ KEYWORDS = {"_": None, "N_": None, "gettext": None, "translate": None, "ngettext
 # These change with every run or Babel release and say nothing: left out, so that an unchanged catalogue is an unchanged file.
 _RESTLESS_HEADERS = re.compile(rb'^"(POT-Creation-Date|PO-Revision-Date|Generated-By|Report-Msgid-Bugs-To|Last-Translator)[^\n]*\n', re.M)
 
-Id = str | tuple[str, str]
+# A text, or its singular and plural.
+Id = tuple[str, ...]
 
 
 def po_path(code: str) -> Path:
@@ -115,9 +116,9 @@ def _entries(catalogue: Catalog) -> dict[str | tuple[str, int], str]:
     entries: dict[str | tuple[str, int], str] = {}
     for message in _messages(catalogue):
         if message.pluralizable:
-            entries.update({(message.id[0], form): text for form, text in enumerate(message.string)})
+            entries.update({(_id(message)[0], form): text for form, text in enumerate(_texts(message))})
         else:
-            entries[str(message.id)] = str(message.string)
+            entries[_id(message)[0]] = _texts(message)[0]
     return {key: text for key, text in entries.items() if text}
 
 
@@ -135,27 +136,34 @@ def _messages(catalogue: Catalog) -> list[Message]:
     return [message for message in catalogue if message.id]
 
 
+def _id(message: Message) -> Id:
+    return (message.id,) if isinstance(message.id, str) else tuple(message.id)
+
+
+def _texts(message: Message) -> tuple[str, ...]:
+    return (message.string,) if isinstance(message.string, str) else tuple(message.string or ())
+
+
 def check() -> list[str]:
     """What is wrong with the catalogues, one sentence each: missing, superfluous, fuzzy, empty, other placeholders, old .mo."""
-    wanted = {message.id for message in _messages(extract())}
+    wanted = {_id(message) for message in _messages(extract())}
     return [problem for code in translated_codes() for problem in check_catalogue(code, wanted, load(code))]
 
 
 def check_catalogue(code: str, wanted: set[Id], catalogue: Catalog) -> list[str]:
     """The problems of one language's catalogue against the texts that the source has."""
-    have = {message.id for message in _messages(catalogue)}
-    problems = [f"{code}: {text!r} is missing" for text in sorted(wanted - have, key=str)]
-    problems += [f"{code}: {text!r} is in no source file" for text in sorted(have - wanted, key=str)]
+    have = {_id(message) for message in _messages(catalogue)}
+    problems = [f"{code}: {text[0]!r} is missing" for text in sorted(wanted - have)]
+    problems += [f"{code}: {text[0]!r} is in no source file" for text in sorted(have - wanted)]
     for message in _messages(catalogue):
-        problems += [f"{code}: {message.id!r} {problem}" for problem in _faults(message, catalogue.num_plurals)]
+        problems += [f"{code}: {_id(message)[0]!r} {problem}" for problem in _faults(message, catalogue.num_plurals)]
     if _read_mo(code) != _entries(catalogue):
         problems.append(f"{code}: {DOMAIN}.mo is not what {DOMAIN}.po says: run python -m edgemed.tui.i18n --update")
     return problems
 
 
 def _faults(message: Message, plural_forms: int) -> list[str]:
-    ids = message.id if message.pluralizable else (message.id,)
-    texts = message.string if message.pluralizable else (message.string,)
+    ids, texts = _id(message), _texts(message)
     faults = ["is fuzzy"] if message.fuzzy else []
     if (message.pluralizable and len(texts) != plural_forms) or not all(text.strip() for text in texts):
         return [*faults, "is not translated"]
