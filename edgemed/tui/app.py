@@ -13,10 +13,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, cast
 
 from textual import events
 from textual.app import App
@@ -27,10 +27,11 @@ from edgemed.core.errors import EdgemedError, StoreError
 from edgemed.core.manifest import Artifact
 from edgemed.tui.engines import EngineHolder
 from edgemed.tui.guard import CallGuard
-from edgemed.tui.i18n import LANGUAGES, N_, _, choose_language, localise_bindings, set_language
+from edgemed.tui.i18n import N_, _, choose_language, localise_bindings, set_language
 from edgemed.tui.models import Models
 from edgemed.tui.session import CaseSession
 from edgemed.tui.status import ModelState, StatusBar
+from edgemed.tui.terminal import SETTINGS, Graphics, Kind, detect_graphics
 from edgemed.tui.texts import say_error
 from edgemed.tui.themes import DEFAULT_THEME, all_themes, textual_name
 from runtimes.consult import Answering
@@ -74,10 +75,12 @@ class ChatApp(App[None]):
         stores: type[CaseStore],
         guard: CallGuard,
         clock: Callable[[], float],
+        graphics: Graphics,
     ) -> None:
         super().__init__()
         self.models, self.store_path, self.actor, self.options = guard.watch(models), store_path, actor, options
-        self.guard = guard
+        self.guard, self.graphics, self.graphics_setting = guard, graphics, "auto"
+        self._found_graphics = graphics
         self.artifact: Artifact | None = None
         self.session: CaseSession | None = None
         self.lock_minutes = LOCK_MINUTES
@@ -172,18 +175,22 @@ class ChatApp(App[None]):
         if self.artifact is None and not self._ending:
             await self.push_screen(ModelScreen())
 
-    async def take_settings(self) -> None:
-        """Language, theme and auto-lock as kept in the store, unless the command line said otherwise."""
-        language, theme, minutes = await self.offload(self._read_settings)
-        set_language(choose_language(self.options.language or None, language))
+    async def take_settings(self, chosen: bool = False) -> None:
+        """Language, look and auto-lock as kept in the store; at the start the command line's word is stronger, later what was `chosen`."""
+        kept = await self.offload(self._read_settings)
+        set_language(choose_language(None if chosen else self.options.language or None, kept["language"]))
         localise_bindings(self)
-        if not self.options.theme and theme:
-            self.theme = textual_name(theme)
+        if kept["theme"] and (chosen or not self.options.theme):
+            self.theme = textual_name(kept["theme"])
+        minutes = kept["lock_minutes"]
         self.lock_minutes = int(minutes) if minutes.isdecimal() and int(minutes) > 0 else LOCK_MINUTES
+        self.graphics_setting = kept["graphics"] if kept["graphics"] in SETTINGS else "auto"
+        self.graphics = self._found_graphics
+        if self.graphics_setting != "auto":
+            self.graphics = replace(self._found_graphics, kind=cast(Kind, self.graphics_setting))
 
-    def _read_settings(self) -> tuple[str, str, str]:
-        language, theme, minutes = (self.store.get_setting(key) or "" for key in ("language", "theme", "lock_minutes"))
-        return language if language in LANGUAGES else "", theme, minutes
+    def _read_settings(self) -> dict[str, str]:
+        return {key: self.store.get_setting(key) or "" for key in ("language", "theme", "graphics", "lock_minutes")}
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 
@@ -296,6 +303,10 @@ def build_app(
     stores: type[CaseStore] = CaseStore,
     guard: CallGuard | None = None,
     clock: Callable[[], float] = time.monotonic,
+    graphics: Graphics | None = None,
 ) -> ChatApp:
-    """The program over a way to a model and a place for the store. Opens nothing yet."""
-    return ChatApp(models, store_path, actor, options or ChatOptions(), stores, guard or CallGuard(), clock)
+    """The program over a way to a model and a place for the store. Opens nothing yet.
+
+    `graphics`: how images are drawn; where left out the terminal is asked now, before the program owns it.
+    """
+    return ChatApp(models, store_path, actor, options or ChatOptions(), stores, guard or CallGuard(), clock, graphics or detect_graphics())
