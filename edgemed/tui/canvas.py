@@ -18,16 +18,16 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
-from edgemed.clinic.records import View
+from edgemed.clinic.records import View, Window
 from edgemed.core.errors import EdgemedError
 from edgemed.core.images import ImagePreparation
 from edgemed.core.text import one_line
-from edgemed.tui.drawing import Drawer, Drawn, DrawRequest, PictureLike, mask_scale
+from edgemed.tui.drawing import Drawer, Drawn, DrawRequest, PictureLike
 from edgemed.tui.i18n import _, localise_bindings, ngettext
 from edgemed.tui.masks import MaskTool
 from edgemed.tui.terminal import Graphics, Surface, build_surface
 from edgemed.tui.viewport import Viewport
-from edgemed.tui.windowing import current_window, describe_window
+from edgemed.tui.windowing import describe_window
 
 
 class PictureCanvas(Widget):
@@ -77,14 +77,19 @@ class PictureCanvas(Widget):
         self.viewport = Viewport((1, 1), (1, 1), graphics.pixel_aspect)
         self.model_view = False
         self.mask_tool: MaskTool | None = None
+        self.own_window: Window | None = None
         self.error: EdgemedError | None = None
-        self.border_title = Content(one_line(title)).markup
         self._surface = build_surface(graphics)
         self._info = Static("", classes="info", markup=False)
         self._drawer = Drawer()
         self._lock = threading.Lock()
         self._wanted: DrawRequest | None = None
         self._drawing = False
+        self.set_title(title)
+
+    def set_title(self, title: str) -> None:
+        """What stands in the border above the image."""
+        self.border_title = Content(one_line(title)).markup
 
     def compose(self) -> ComposeResult:
         yield self._surface
@@ -92,6 +97,9 @@ class PictureCanvas(Widget):
 
     def on_mount(self) -> None:
         self.relocalise()
+
+    def on_unmount(self) -> None:
+        self._put(None)  # with Kitty's protocol the terminal itself keeps images until it is told
 
     def relocalise(self) -> None:
         """Call after a change of language."""
@@ -107,6 +115,11 @@ class PictureCanvas(Widget):
     def key(self) -> str:
         """What the owner called that picture."""
         return self.keys[self.position] if self.keys else ""
+
+    @property
+    def window(self) -> Window | None:
+        """The window in force: the person's or the file's own. None for colour, and until the picture was first drawn."""
+        return self.view.window or self.own_window
 
     @property
     def busy(self) -> bool:
@@ -129,6 +142,7 @@ class PictureCanvas(Widget):
         self.keys = tuple(keys) or ("",) * len(self.pictures)
         self.position = position
         self.view = view or View()
+        self.own_window = None
         self.model_view = False
         self.mask_tool = None
         self.viewport = replace(self.viewport, zoom=1.0, centre=(0.5, 0.5))
@@ -146,6 +160,7 @@ class PictureCanvas(Widget):
         cells = self._surface.content_size
         if self.picture is None:
             self._put(None)
+            self._drawer = Drawer()  # nothing of a patient stays behind when the screen is locked
         if self.picture is None or not cells.area:
             return
         across, down = self.graphics.pixels_per_cell
@@ -193,6 +208,7 @@ class PictureCanvas(Widget):
             self.post_message(self.PictureFailed(self, message.outcome))
         else:
             self.viewport = replace(self.viewport, image=message.outcome.viewport.image)
+            self.own_window = message.outcome.own_window
             self._put(message.encoded)
         self._say()
 
@@ -206,10 +222,6 @@ class PictureCanvas(Widget):
     def _say(self) -> None:
         self._info.set_class(self.error is not None, "-failed")
         self._info.update(self.description)
-
-    def stored_scale(self) -> tuple[float, float]:
-        """Rendered pixels per stored pixel of the picture on the screen."""
-        return mask_scale(self.picture, self.viewport.image) if self.picture else (1.0, 1.0)
 
 
 def describe(canvas: PictureCanvas) -> str:
@@ -234,8 +246,8 @@ def _parts(canvas: PictureCanvas, picture: PictureLike) -> list[str]:
     if facts.frames > 1:
         parts.append(_("Frame {number}/{total}").format(number=view.frame + 1, total=facts.frames))
     parts.append(_("Zoom {percent} %").format(percent=round(100 * canvas.viewport.zoom)))
-    if picture.monochrome:
-        parts.append(describe_window(current_window(picture, view), view.window is not None))
+    if picture.monochrome and canvas.window is not None:
+        parts.append(describe_window(canvas.window, view.window is not None))
     if view.invert:
         parts.append(_("inverted"))
     if view.masks:

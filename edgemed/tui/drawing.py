@@ -23,7 +23,11 @@ CURSOR_COLOUR = (0, 255, 255)
 
 
 class PictureLike(Protocol):
-    """What the viewer needs of edgemed.clinic.imaging.Picture."""
+    """What the viewer needs of edgemed.clinic.imaging.Picture.
+
+    `render` gives an image of facts.width_px × facts.height_px, in whose pixels masks are given. The methods may decode, in another
+    process at that, and raise ImageError or DicomError: the viewer calls them in its worker thread only.
+    """
 
     @property
     def name(self) -> str: ...
@@ -33,7 +37,6 @@ class PictureLike(Protocol):
     def windows(self) -> Sequence[Window]: ...
     @property
     def monochrome(self) -> bool: ...
-    def value_range(self, frame: int = 0) -> tuple[float, float]: ...
     def default_window(self, frame: int = 0) -> Window | None: ...
     def render(self, view: View = ...) -> Image.Image: ...
 
@@ -52,11 +55,12 @@ class DrawRequest:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pixels for the screen, and the viewport that they show: the image's size is known only once it is rendered."""
+    """The pixels for the screen, the viewport that they show, and the window that the file itself gives the frame (None for colour)."""
 
     request: DrawRequest
     canvas: Image.Image
     viewport: Viewport
+    own_window: Window | None = None
 
 
 class Drawer:
@@ -73,7 +77,7 @@ class Drawer:
         canvas = viewport.draw(source, squares=request.preparation is not None)
         if request.preparation is None:
             _outline(canvas, viewport, request)
-        return Drawn(request, canvas, viewport)
+        return Drawn(request, canvas, viewport, request.picture.default_window(request.view.frame))
 
     def _rendered(self, request: DrawRequest) -> Image.Image:
         key = (request.picture, request.view, request.preparation)
@@ -86,18 +90,12 @@ class Drawer:
         return self._source
 
 
-def mask_scale(picture: PictureLike, rendered: tuple[int, int]) -> tuple[float, float]:
-    """Rendered pixels per stored pixel: masks are in stored pixels, and pixels that are not square are rendered stretched."""
-    return rendered[0] / picture.facts.width_px, rendered[1] / picture.facts.height_px
-
-
 def _outline(canvas: Image.Image, viewport: Viewport, request: DrawRequest) -> None:
     boxes = [(box, MASK_COLOUR) for box in request.view.masks] if request.show_masks else []
     if request.cursor is not None:
         boxes.append((request.cursor, CURSOR_COLOUR))
-    across, down = mask_scale(request.picture, viewport.image)
     pen = ImageDraw.Draw(canvas)
     for box, colour in boxes:
-        left, top = viewport.to_canvas(box.left * across, box.top * down)
-        right, bottom = viewport.to_canvas(box.right * across, box.bottom * down)
+        left, top = viewport.to_canvas(box.left, box.top)
+        right, bottom = viewport.to_canvas(box.right, box.bottom)
         pen.rectangle((round(left), round(top), max(round(left), round(right) - 1), max(round(top), round(bottom) - 1)), outline=colour)

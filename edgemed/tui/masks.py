@@ -9,7 +9,7 @@ from edgemed.clinic.records import Box
 
 @dataclass(frozen=True)
 class MaskTool:
-    """The rectangle under the keys, in the image's stored pixels. `index`: which mask of the view it is, None for a new one."""
+    """The rectangle under the keys, in the image's own pixels. `index`: which mask of the view it is, None for a new one."""
 
     image: tuple[int, int]
     box: Box

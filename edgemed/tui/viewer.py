@@ -30,7 +30,7 @@ from edgemed.tui.canvas import PictureCanvas
 from edgemed.tui.i18n import N_
 from edgemed.tui.masks import MaskTool
 from edgemed.tui.viewport import Viewport
-from edgemed.tui.windowing import adjusted, current_window
+from edgemed.tui.windowing import adjusted
 
 ZOOM_STEP = 1.25
 PAN_STEP = 0.25
@@ -76,6 +76,13 @@ class ImageView(PictureCanvas, can_focus=True):
         def control(self) -> ImageView:
             return self.image_view
 
+    class Looked(Message):
+        """Zoom, pan or frame changed by the person's hand (for a grid whose views follow one another)."""
+
+        def __init__(self, image_view: ImageView) -> None:
+            super().__init__()
+            self.image_view = image_view
+
     _drag: tuple[str, float, float] | None = None
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -111,7 +118,14 @@ class ImageView(PictureCanvas, can_focus=True):
     def _look(self, viewport: Viewport) -> None:
         if viewport != self.viewport:
             self.viewport = viewport
+            self.post_message(self.Looked(self))
             self.redraw()
+
+    def follow(self, viewport: Viewport, view: View) -> None:
+        """Look where another view looks: its zoom and centre, and a view that is the owner's as if chosen here."""
+        self.viewport = replace(self.viewport, zoom=viewport.zoom, centre=viewport.centre)
+        self.change_view(view)
+        self.redraw()
 
     # Window
 
@@ -123,9 +137,8 @@ class ImageView(PictureCanvas, can_focus=True):
 
     def alter_window(self, centre_steps: float, width_steps: float) -> None:
         """Move the window's centre up and widen it by steps; nothing for colour."""
-        window = current_window(self.picture, self.view) if self.picture else None
-        if window is not None:
-            self.change_view(replace(self.view, window=adjusted(window, centre_steps, width_steps)))
+        if self.picture is not None and self.picture.monochrome and self.window is not None:
+            self.change_view(replace(self.view, window=adjusted(self.window, centre_steps, width_steps)))
 
     def action_preset(self, number: int) -> None:
         """The file's `number`th window; 0 is what the file says by itself."""
@@ -170,7 +183,9 @@ class ImageView(PictureCanvas, can_focus=True):
             self.mask_tool = None
             # Masks cover what is burnt into one file; in another they would hide anatomy.
             self.view = replace(self.view, frame=-1, masks=())
+            self.own_window = None
         self.change_view(replace(self.view, frame=frame))
+        self.post_message(self.Looked(self))
 
     def action_model_view(self) -> None:
         """The exact pixels that the tower is given, or the image again."""
@@ -214,19 +229,16 @@ class ImageView(PictureCanvas, can_focus=True):
         self.redraw()
 
     def _mask_step(self, right: int, down: int) -> tuple[int, int]:
-        """A key's step in stored pixels: one pixel of the screen, and at least one of the image."""
-        across, height = self.stored_scale()
+        """A key's step in own pixels: one pixel of the screen, and at least one of the image."""
         pixel = 1 / self.viewport.scale
-        return right * max(1, round(pixel * self.viewport.pixel_aspect / across)), down * max(1, round(pixel / height))
+        return right * max(1, round(pixel * self.viewport.pixel_aspect)), down * max(1, round(pixel))
 
     def _tool_between(self, first: tuple[float, float], last: tuple[float, float]) -> MaskTool | None:
         """A new mask between two points of the canvas."""
         if self.picture is None:
             return None
-        (x0, y0), (x1, y1) = self.viewport.to_image(*first), self.viewport.to_image(*last)
-        across, down = self.stored_scale()
         facts = self.picture.facts
-        return MaskTool.at((facts.width_px, facts.height_px), x0 / across, y0 / down, x1 / across, y1 / down)
+        return MaskTool.at((facts.width_px, facts.height_px), *self.viewport.to_image(*first), *self.viewport.to_image(*last))
 
     # Mouse: positions are pixels of the canvas
 

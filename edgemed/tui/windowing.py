@@ -4,24 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgemed.clinic.records import View, Window
+from edgemed.clinic.records import Window
 from edgemed.core.text import one_line
-from edgemed.tui.drawing import PictureLike
 from edgemed.tui.i18n import _
 
 # One key press: a tenth of the width. Coarse enough for a terminal over SSH, fine enough to see the step.
 STEP = 0.1
-
-
-def current_window(picture: PictureLike, view: View) -> Window | None:
-    """The window in force: the view's, the file's own, or the whole range of grey values. None for colour, which has none."""
-    if not picture.monochrome:
-        return None
-    own = view.window or picture.default_window(view.frame)
-    if own is not None:
-        return own
-    low, high = picture.value_range(view.frame)
-    return Window(centre=(low + high) / 2, width=max(high - low, 1.0))
 
 
 def adjusted(window: Window, centre_steps: float, width_steps: float) -> Window:
