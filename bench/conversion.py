@@ -119,11 +119,16 @@ def convert_whole(source: Path, folder: Path, threads: int, bits: int) -> None:
         print(note)
 
 
+def own_command(source: Path, work: Path, threads: int) -> list[str]:
+    """This script, to be given a step."""
+    work.mkdir(parents=True, exist_ok=True)
+    return [sys.executable, "-m", "bench.conversion", str(source), "--threads", str(threads), "--work", str(work)]
+
+
 def compare(source: Path, work: Path, llama_cpp: Path, bin_dir: Path, threads: int, rounds: int, whole: Sequence[int]) -> list[list[Run]]:
     """`rounds` times: ours, the peer's two steps; then our whole conversions."""
-    work.mkdir(parents=True, exist_ok=True)
     env = dict(os.environ)
-    own = [sys.executable, "-m", "bench.conversion", str(source), "--threads", str(threads), "--work", str(work)]
+    own = own_command(source, work, threads)
     convert = [sys.executable, str(llama_cpp / "convert_hf_to_gguf.py"), str(source), "--outfile", str(work / "peer-16.gguf")]
     peer_env = env | {"LD_LIBRARY_PATH": f"{bin_dir}{os.pathsep}{env.get('LD_LIBRARY_PATH', '')}"}
     quantise = [str(bin_dir / "llama-quantize"), str(work / "peer-16.gguf"), str(work / "peer-4.gguf"), "Q4_K_M", str(threads)]
@@ -134,14 +139,16 @@ def compare(source: Path, work: Path, llama_cpp: Path, bin_dir: Path, threads: i
         runs.append(measure("llama.cpp, llama-quantize", quantise, [work / "peer-4.gguf"], work / "peer-quantize.log", peer_env))
         out.append(runs)
         print(f"round {i + 1}: " + ", ".join(f"{r.what} {format_duration(r.time_s)}" for r in runs), file=sys.stderr)
-    for bits in whole:
-        folder = work / f"whole-{bits}"
-        shutil.rmtree(folder, ignore_errors=True)
-        command = [*own, "--step", f"whole-{bits}"]
-        run = measure(f"ours, whole, {bits} bits", command, [], work / f"whole-{bits}.log", env)
-        size = sum(p.stat().st_size for p in folder.glob("*.gguf"))
-        out[-1].append(replace(run, output_bytes=size))
+    out[-1] += [measure_whole(own, work, bits, env) for bits in whole]
     return out
+
+
+def measure_whole(own: Sequence[str], work: Path, bits: int, env: dict[str, str]) -> Run:
+    """Our whole conversion, into WORK/whole-BITS."""
+    folder = work / f"whole-{bits}"
+    shutil.rmtree(folder, ignore_errors=True)
+    run = measure(f"ours, whole, {bits} bits", [*own, "--step", f"whole-{bits}"], [], work / f"whole-{bits}.log", env)
+    return replace(run, output_bytes=sum(p.stat().st_size for p in folder.glob("*.gguf")))
 
 
 def report(rounds: list[list[Run]], threads: int) -> dict[str, object]:
@@ -181,6 +188,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--llm-only", action="store_true", help="leave out our whole conversions at 4 and 8 bits")
+    parser.add_argument("--ours-only", type=int, choices=(4, 8), help="our whole conversion at so many bits alone, no peer")
     parser.add_argument("--step", choices=("llm", "whole-4", "whole-8"), help=argparse.SUPPRESS)  # how the script runs itself
     arguments = parser.parse_args()
     if arguments.step == "llm":
@@ -188,6 +196,9 @@ def main() -> None:
     elif arguments.step:
         bits = int(arguments.step[-1])
         convert_whole(arguments.source, arguments.work / f"whole-{bits}", arguments.threads, bits)
+    elif arguments.ours_only:
+        own = own_command(arguments.source, arguments.work, arguments.threads)
+        print(json.dumps(asdict(measure_whole(own, arguments.work, arguments.ours_only, dict(os.environ)))))
     else:
         if not (arguments.llama_cpp_src and arguments.bin_dir):
             parser.error("--llama-cpp-src and --bin-dir are needed")

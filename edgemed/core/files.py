@@ -58,8 +58,8 @@ def sync_dir(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_path(target: Path) -> Iterator[Path]:
-    """A temporary path beside `target` that is synced and renamed onto it on success, removed on failure."""
+def atomic_path(target: Path, mode: int = 0o644) -> Iterator[Path]:
+    """A temporary path beside `target` that is synced, given `mode` and renamed onto it on success, removed on failure."""
     with os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         fd, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=PART_SUFFIX, dir=target.parent)
@@ -69,16 +69,16 @@ def atomic_path(target: Path) -> Iterator[Path]:
             yield part
             with part.open("rb+") as f:
                 os.fsync(f.fileno())
-            part.chmod(0o644)
+            part.chmod(mode)
             part.replace(target)
             sync_dir(target.parent)
         finally:
             part.unlink(missing_ok=True)
 
 
-def save_bytes(target: Path, data: bytes) -> None:
+def save_bytes(target: Path, data: bytes, mode: int = 0o644) -> None:
     """Write `data` to `target`, whole or not at all."""
-    with atomic_path(target) as part:
+    with atomic_path(target, mode) as part:
         part.write_bytes(data)
 
 

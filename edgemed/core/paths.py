@@ -30,3 +30,8 @@ def artifacts_dir() -> Path:
 def cache_dir() -> Path:
     """Things that can be made again: which files were already hashed, which runtime was already probed."""
     return data_dir() / "cache"
+
+
+def store_path() -> Path:
+    """The clinic's cases: an encrypted file, with its key file and its lock beside it."""
+    return data_dir() / "cases" / "cases.db"

@@ -29,6 +29,8 @@ from runtimes.messages import PreparedImage, Timings
 # Opened files kept while a case is open, and prepared pixels (some 0.4 MB each).
 _PICTURES = 4
 _PREPARED = 16
+# A report's draft is longer than an answer.
+DRAFT_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,20 @@ class CaseSession:
         )
         finished = answer.finished
         return Answered(message, answer.error, finished.timings if finished else None, bool(finished and finished.reason == "length"))
+
+    def generate(self, question: str, images: Sequence[CaseImage]) -> tuple[Answer, ModelIdentity]:
+        """An answer that goes into no record, as for a report's draft. Raises InputError while another answer comes, ImageError."""
+        if not self._busy.acquire(blocking=False):
+            raise InputError("Expected the answer before to have ended, found it still coming.", "Wait for it, or stop it with Escape.")
+        try:
+            self._stopping.clear()
+            engine = self._engines.get()
+            shown = tuple(self._prepare(image, engine)[0] for image in images)
+            planned = plan_request(engine, Consultation(question, shown), max_tokens=DRAFT_TOKENS)
+            return self._follow(engine, engine.submit(planned.request), lambda event: None), identify_model(engine.artifact)
+        finally:
+            self._stream = None
+            self._busy.release()
 
     # -- what was said and seen ---------------------------------------------------------------------------------------
 

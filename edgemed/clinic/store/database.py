@@ -1,0 +1,196 @@
+"""One encrypted SQLite file: how it is opened, what a transaction is, and the border where SQLite's errors become ours.
+
+    db = Database.open(path, key)
+    with db.transaction():
+        db.run("INSERT …", (…))
+
+What a transaction wrote is on disk when it ends (write-ahead log, synced at each commit). SQLite's own checkpoints are off: the main
+file changes only at `checkpoint` (at opening, closing, and when the log has grown large), so that between them the main file stands still
+and the log only grows. A copy of both at any moment then opens, and so does one whose log was cut.
+
+`locking_mode=EXCLUSIVE` keeps the log's index in memory: no third file, no memory map that a full disk can tear. Temporary tables stay in
+memory. Not thread-safe; access.py holds the lock. Knows no tables.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from edgemed.core.errors import EdgemedError, InputError, MissingExtraError, ResourceError, StoreError
+from edgemed.core.files import os_errors
+
+PAGE_BYTES = 4096
+LARGE_LOG_BYTES = 32 << 20
+_SETTINGS = (
+    "locking_mode = EXCLUSIVE",  # before the first page is read, or the log's index becomes a file
+    "journal_mode = WAL",
+    "synchronous = FULL",
+    "wal_autocheckpoint = 0",
+    "secure_delete = ON",
+    "foreign_keys = ON",
+    "temp_store = MEMORY",
+    "trusted_schema = OFF",
+)
+RESTORE = "Restore the last backup: edgemed cases restore BACKUP."
+
+
+def driver() -> Any:
+    """SQLCipher's Python module."""
+    try:
+        from sqlcipher3 import dbapi2
+    except ImportError as error:
+        raise MissingExtraError.of("The case store", "clinic") from error
+    return dbapi2
+
+
+@contextmanager
+def sqlite_errors(path: Path) -> Iterator[None]:
+    """Turn an error of SQLite raised inside into an EdgemedError about `path`. Its texts hold names of columns, never values."""
+    try:
+        yield
+    except driver().Error as error:
+        raise describe_sqlite_error(error, path) from error
+
+
+def describe_sqlite_error(error: Exception, path: Path) -> EdgemedError:
+    """One sentence for what SQLite refused, by its error code."""
+    name = str(getattr(error, "sqlite_errorname", "") or type(error).__name__)
+    kind = "_".join(name.split("_")[:2])  # SQLITE_IOERR_WRITE is a kind of SQLITE_IOERR
+    if kind == "SQLITE_FULL":
+        return ResourceError(f"The disk is full while writing {path.name}; what was saved before is safe.", "Free some space, try again.")
+    if kind in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+        return StoreError(f"Expected a whole case store in {path.name}, found a damaged file.", RESTORE)
+    if kind in ("SQLITE_BUSY", "SQLITE_LOCKED"):
+        return StoreError(f"The case store {path.name} is in use by another program.", "Close the other edgemed, then try again.")
+    if kind in ("SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"):
+        return ResourceError(f"The system refused to read or write {path.name} ({name}).", "Check the disk, and its permissions.")
+    if kind == "SQLITE_NOMEM" or isinstance(error, MemoryError):
+        return ResourceError("The machine has too little memory for this.", "Close other programs.")
+    if kind == "SQLITE_TOOBIG":
+        return InputError("Expected a text or file of less than 1 GB, found a larger one.", "Split or shrink it.")
+    return StoreError(f"The case store {path.name} refused a change ({name}).", "Check it with: edgemed audit verify")
+
+
+class Database:
+    """An open encrypted file."""
+
+    def __init__(self, connection: Any, path: Path) -> None:
+        self.path = path
+        self.raw = connection
+        self._log = path.with_name(path.name + "-wal")
+
+    @classmethod
+    def open(cls, path: Path, key: bytes, settings: Sequence[str] = _SETTINGS) -> Database:
+        """Open an existing file. StoreError where it is damaged or of another key."""
+        with sqlite_errors(path):
+            db = cls(_connect(str(path), key), path)
+            try:
+                db._prepare(settings)
+            except BaseException:
+                db.raw.close()
+                raise
+            return db
+
+    @classmethod
+    def create(cls, path: Path, key: bytes) -> Database:
+        """Open an empty file that only its owner may read."""
+        with os_errors(path):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with sqlite_errors(path):
+            db = cls(_connect(str(path), key), path)
+            db._prepare(("auto_vacuum = INCREMENTAL", *_SETTINGS))  # before the first page is written: freed pages can be given back
+            return db
+
+    def _prepare(self, settings: Sequence[str]) -> None:
+        for setting in settings:
+            self.raw.execute(f"PRAGMA {setting}").fetchall()
+        self.raw.execute("SELECT count(*) FROM sqlite_master").fetchall()  # the first page: is the key right?
+
+    def run(self, sql: str, values: Sequence[Any] = ()) -> int:
+        """One statement that changes something; how many rows it changed."""
+        with sqlite_errors(self.path), closing(self.raw.execute(sql, values)) as cursor:
+            return int(cursor.rowcount)
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+        with sqlite_errors(self.path), closing(self.raw.execute(sql, values)) as cursor:
+            return list(cursor.fetchall())
+
+    def row(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
+        """The first row of a query, or None."""
+        found = self.rows(sql, values)
+        return found[0] if found else None
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All of what is run inside, or nothing; on disk when it ends."""
+        self.run("BEGIN IMMEDIATE")
+        try:
+            yield
+            self.run("COMMIT")
+        except BaseException:
+            with suppress(EdgemedError):  # SQLite has already rolled back where the disk was full
+                self.run("ROLLBACK")
+            raise
+        if self._log_bytes() >= LARGE_LOG_BYTES:
+            self.checkpoint()
+
+    def _log_bytes(self) -> int:
+        try:
+            return self._log.stat().st_size
+        except OSError:
+            return 0
+
+    def checkpoint(self) -> None:
+        """Move the log into the main file and empty it. It is only tidying: what cannot be moved now stays in the log, as safe."""
+        with suppress(EdgemedError):
+            self.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def shrink(self) -> None:
+        """Give freed pages back to the system, and leave nothing of them in the log."""
+        with suppress(EdgemedError):
+            self.rows("PRAGMA incremental_vacuum")
+        self.checkpoint()
+
+    def close(self) -> None:
+        """Checkpoint and close. SQLCipher wipes its key and pages."""
+        self.checkpoint()
+        with suppress(driver().Error):
+            self.raw.close()
+
+
+def open_read_only(path: Path, key: bytes) -> Database:
+    """Open a file that nobody writes, a backup, without a log beside it."""
+    with sqlite_errors(path):
+        db = Database(_connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", key, uri=True), path)
+        try:
+            db._prepare(("temp_store = MEMORY",))
+        except BaseException:
+            db.raw.close()
+            raise
+        return db
+
+
+def copy_into(source: Database, target: Path, key: bytes) -> None:
+    """Write all pages of `source` into the empty file `target`, under another key, without a log or journal beside it."""
+    with sqlite_errors(target):
+        copy = _connect(str(target), key)
+        try:
+            copy.execute("PRAGMA journal_mode = OFF").fetchall()
+            source.raw.backup(copy)
+        finally:
+            copy.close()
+
+
+def _connect(path: str, key: bytes, uri: bool = False) -> Any:
+    """A connection with its key set. Threads take turns under access.py's lock."""
+    connection = driver().connect(path, isolation_level=None, check_same_thread=False, uri=uri)
+    connection.execute("PRAGMA cipher_log_level = NONE").fetchall()  # it would write into the terminal
+    connection.execute(f"PRAGMA key = \"x'{key.hex()}'\"").fetchall()
+    connection.execute(f"PRAGMA cipher_page_size = {PAGE_BYTES}").fetchall()
+    connection.execute("PRAGMA cipher_memory_security = ON").fetchall()
+    return connection

@@ -1,0 +1,35 @@
+"""No image of this process on disk when it crashes: what it holds in memory is a patient's.
+
+    harden_process()      # once, at the start of a program that opens a store
+
+Does not keep memory out of swap: SQLCipher locks its own pages, Python's cannot be. Encrypt the swap, or have none.
+"""
+
+from __future__ import annotations
+
+import sys
+
+_PR_SET_DUMPABLE = 4  # linux/prctl.h
+
+
+def forbid_core_files() -> None:
+    """No core file of this process or its children, where the platform has such a limit."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+
+
+def harden_process() -> bool:
+    """`forbid_core_files`, and on Linux no dump through a crash handler (which ignores that limit) and no debugger of the same user.
+
+    False where the system let this process stay dumpable.
+    """
+    forbid_core_files()
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    return int(ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)) == 0
