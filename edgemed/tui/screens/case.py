@@ -90,7 +90,7 @@ class CaseScreen(ChatScreen):
         self.query_one("#question").focus()
         self.go(self._load())
         if self.chat.options.watch is not None:
-            self.go(self._watch(self.chat.options.watch), group="watch")
+            self.go(self._watch_folder(self.chat.options.watch), group="watch")
 
     def on_unmount(self) -> None:
         if self.chat.session is self.session:  # left by Escape; a lock has taken care of it already
@@ -227,9 +227,9 @@ class CaseScreen(ChatScreen):
 
         path = await self.app.push_screen_wait(AttachScreen(self.chat.options.watch))
         if path is not None:
-            await self._attach(path)
+            await self._take_file(path)
 
-    async def _attach(self, path: Path) -> None:
+    async def _take_file(self, path: Path) -> None:
         self.chat.say(_("Opening {name} …").format(name=one_line(path.name)))
         attached = await self.offload(attach_file, self.chat.store, self.case_id, path)
         self.query_one(ImageStrip).fill(await self.offload(self.chat.store.list_images, self.case_id), show=attached.image.id)
@@ -256,13 +256,13 @@ class CaseScreen(ChatScreen):
 
     async def _take_pasted(self, event: QuestionInput.PathPasted) -> None:
         if await self.offload(event.path.is_file):
-            await self._attach(event.path)
+            await self._take_file(event.path)
         else:
-            event.question.insert(event.text)
+            event.question.put_text(event.text)
 
     # -- a watched folder ---------------------------------------------------------------------------------------------
 
-    async def _watch(self, folder: Path) -> None:
+    async def _watch_folder(self, folder: Path) -> None:
         self._folder = await self.offload(FolderWatch, folder)
         self._waiting: list[Path] = []
         self.set_interval(WATCH_S, lambda: self.go(self._look_for_files(), group="poll", exclusive=True))
@@ -285,7 +285,7 @@ class CaseScreen(ChatScreen):
         path, self._offered = self._offered, None
         self._show_offer()
         if path is not None:
-            self.go(self._attach(path))
+            self.go(self._take_file(path))
 
     # -- the report ---------------------------------------------------------------------------------------------------
 

@@ -132,17 +132,14 @@ class CaseListScreen(ChatScreen):
             await self._load()
 
     def action_settings(self) -> None:
-        """Language, theme, auto-lock."""
+        """Language, look, auto-lock."""
         from edgemed.tui.screens.settings import SettingsScreen
 
-        self.go(self._settings(SettingsScreen()))
+        def changed(saved: bool | None) -> None:
+            if saved:
+                self.app.switch_screen(CaseListScreen())  # in the new language
 
-    async def _settings(self, screen: object) -> None:
-        from edgemed.tui.screens.settings import SettingsScreen
-
-        assert isinstance(screen, SettingsScreen)
-        if await self.app.push_screen_wait(screen):
-            await self.app.switch_screen(CaseListScreen())  # in the new language
+        self.app.push_screen(SettingsScreen(), changed)
 
 
 def _cells(case: Case) -> tuple[Text, ...]:

@@ -68,7 +68,7 @@ class UnlockScreen(ChatScreen):
         finally:
             self.query_one(Input).value = ""
             self.ready = True
-        await self.chat.enter()
+        self.chat.enter()
 
     def failed(self, error: EdgemedError) -> None:
         self.query_one("#problem", Static).update(say_error(error))

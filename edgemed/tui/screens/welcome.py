@@ -70,7 +70,7 @@ class WelcomeScreen(ChatScreen):
 
     async def _make(self, passphrase: str) -> None:
         await self.offload(self.chat.create_store, passphrase)
-        await self.chat.enter()
+        self.chat.enter()
 
     def failed(self, error: EdgemedError) -> None:
         self.query_one("#problem", Static).update(say_error(error))
