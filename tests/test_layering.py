@@ -31,7 +31,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "edgemed.evaluation": ({"core", "data", "report", "runtimes"}, {"numpy", "pydantic"}, {"openai", "torch", "transformers", "PIL"}),
     "edgemed.report": ({"core"}, {"rich", "numpy"}, {"matplotlib"}),
     "edgemed.clinic": ({"core"}, {"numpy", "PIL"}, {"pydicom", "highdicom", "sqlcipher3", "argon2", "cryptography", "fpdf", "uharfbuzz"}),
-    "edgemed.tui": ({"core", "clinic", "runtimes"}, {"textual", "textual_image", "rich", "PIL", "numpy"}, set()),
+    "edgemed.tui": ({"core", "clinic", "runtimes"}, {"textual", "textual_image", "rich", "PIL", "numpy"}, {"bidi", "arabic_reshaper"}),
     "edgemed.cli": (
         {"core", "hub", "data", "finetune", "converters", "runtimes", "bench", "evaluation", "report", "clinic", "tui"},
         {"typer"},

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
 from textual import events
-from textual.app import App
 from textual.binding import Binding
 
 from edgemed.clinic.store import CaseStore
 from edgemed.clinic.store.access import awake_and_asleep_s
 from edgemed.core.errors import EdgemedError, StoreError
 from edgemed.core.manifest import Artifact
+from edgemed.tui.bidi import BidiApp
 from edgemed.tui.engines import EngineHolder
 from edgemed.tui.guard import CallGuard
 from edgemed.tui.i18n import N_, _, choose_language, localise_bindings, set_language
@@ -54,7 +54,7 @@ class ChatOptions:
     watch: Path | None = None
 
 
-class ChatApp(App[None]):
+class ChatApp(BidiApp[None]):
     """The program. Use `build_app`."""
 
     TITLE = "edgemed"

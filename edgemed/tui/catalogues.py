@@ -28,7 +28,10 @@ from edgemed.tui.i18n import DOMAIN, LANGUAGES, LOCALES, SOURCE
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("edgemed/tui", "edgemed/clinic/report")
 # Sentences of other rooms that the screens or the report show through `_`: file, names at its top level (a text, or texts within).
-CONSTANTS: dict[str, tuple[str, ...]] = {}
+CONSTANTS: dict[str, tuple[str, ...]] = {
+    "edgemed/core/advice.py": ("ADVICE", "REFER", "NOT_CALIBRATED"),
+    "edgemed/clinic/report/headings.py": ("HEADINGS",),
+}
 KEYWORDS = {"_": None, "N_": None, "gettext": None, "translate": None, "ngettext": (1, 2)}
 # These change with every run or Babel release and say nothing: left out, so that an unchanged catalogue is an unchanged file.
 _RESTLESS_HEADERS = re.compile(rb'^"(POT-Creation-Date|PO-Revision-Date|Generated-By|Report-Msgid-Bugs-To|Last-Translator)[^\n]*\n', re.M)

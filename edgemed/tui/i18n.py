@@ -138,8 +138,10 @@ def translator(code: str) -> gettext_module.NullTranslations:
 def localise_bindings(node: DOMNode) -> None:
     """Show the key descriptions of `node` (marked with N_) in the current language. Call on mount; again after a change of language.
 
+    An app, screen or widget in a language that runs right to left gets the class -rtl, for its style sheet.
     The English originals are read from the class each time, so that a second call is no translation of a translation.
     """
+    node.set_class(language().right_to_left, "-rtl")
     english = type(node)._merge_bindings().key_to_bindings
     node._bindings.key_to_bindings = {
         key: [replace(binding, description=gettext(binding.description)) for binding in bindings] for key, bindings in english.items()
