@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgemed.cli import ask, convert, demo, finetune, measure, models, plan
+from edgemed.cli import ask, cases, convert, demo, finetune, measure, models, plan
 
 app = typer.Typer(
     name="edgemed",
@@ -42,3 +42,5 @@ app.command("ask")(ask.ask)
 app.command("plan")(plan.plan)
 app.command("bench")(measure.bench)
 app.command("eval")(measure.evaluate)
+app.add_typer(cases.app, name="cases")
+app.add_typer(cases.audit, name="audit")

@@ -40,7 +40,7 @@ def save_backup(db: Database, target: Path, backup_key: bytes, salt: bytes, cost
     """Write a backup of `db`; the SHA-256 of its pages. The caller holds the lock, so that nothing changes meanwhile."""
     with atomic_path(target, 0o600) as part:
         data_key = new_key()
-        copy_into(db, part, data_key)
+        copy_into(db, part, data_key, target)
         pages_sha256 = sha256_file(part)
         facts: dict[str, int | str] = {"pages_bytes": part.stat().st_size, "pages_sha256": pages_sha256}
         box = seal("backup", data_key, backup_key, salt, cost, facts).to_json()

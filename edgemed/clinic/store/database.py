@@ -175,9 +175,12 @@ def open_read_only(path: Path, key: bytes) -> Database:
         return db
 
 
-def copy_into(source: Database, target: Path, key: bytes) -> None:
-    """Write all pages of `source` into the empty file `target`, under another key, without a log or journal beside it."""
-    with sqlite_errors(target):
+def copy_into(source: Database, target: Path, key: bytes, called: Path) -> None:
+    """Write all pages of `source` into the empty file `target`, under another key, without a log or journal beside it.
+
+    `called`: what the file will be renamed to, for errors.
+    """
+    with sqlite_errors(called):
         copy = _connect(str(target), key)
         try:
             copy.execute("PRAGMA journal_mode = OFF").fetchall()
