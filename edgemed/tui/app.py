@@ -33,7 +33,7 @@ from edgemed.tui.session import CaseSession
 from edgemed.tui.status import ModelState, StatusBar
 from edgemed.tui.terminal import SETTINGS, Graphics, Kind, detect_graphics
 from edgemed.tui.texts import say_error
-from edgemed.tui.themes import DEFAULT_THEME, all_themes, textual_name
+from edgemed.tui.themes import DEFAULT_THEME, all_themes, default_variables, textual_name
 from runtimes.consult import Answering
 
 P = ParamSpec("P")
@@ -58,6 +58,13 @@ class ChatApp(BidiApp[None]):
     """The program. Use `build_app`."""
 
     TITLE = "edgemed"
+    DEFAULT_CSS = """
+    Input > .input--placeholder, TextArea > .text-area--placeholder { color: $quiet; }
+    DataTable > .datatable--cursor, OptionList > .option-list--option-highlighted { background: $selected; color: $foreground; }
+    DataTable:focus > .datatable--cursor, OptionList:focus > .option-list--option-highlighted { background: $selected; color: $foreground; }
+    ToastRack { dock: top; align: right top; }
+    * { scrollbar-size-vertical: 1; scrollbar-color: $quiet; scrollbar-background: $background; }
+    """
     ENABLE_COMMAND_PALETTE = False
     BINDINGS = [
         Binding("f1", "help", N_("Help")),
@@ -90,6 +97,10 @@ class ChatApp(BidiApp[None]):
         self._clock, self._active_at = clock, clock()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="edgemed")
         self._ending = False
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Colours that the style sheets name and that are not Textual's own."""
+        return default_variables()
 
     # -- what is open -------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,11 @@ def advice() -> str:
     return _(ADVICE)
 
 
+def purpose() -> str:
+    """What the program is for, and what not."""
+    return _("edgemed advises and never replaces a clinician's judgement. It is not approved for clinical use.")
+
+
 def refer() -> str:
     """What stands above an answer that the model is too unsure of."""
     return _(REFER)

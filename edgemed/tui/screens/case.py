@@ -52,7 +52,7 @@ class CaseScreen(ChatScreen):
         Binding("ctrl+r", "retry", N_("Retry")),
         Binding("ctrl+t", "report", N_("Report")),
         Binding("ctrl+g", "image", N_("Image")),
-        Binding("f6", "layout", N_("Layout")),
+        Binding("f6", "layout", N_("Layout"), show=False),
         Binding("escape", "back", N_("Stop/Back")),
     ]
 
@@ -67,6 +67,8 @@ class CaseScreen(ChatScreen):
         super().__init__()
         self.case_id = case_id
         self._answering = False
+        self._retry_wanted = False
+        self._unsaid = ""
         self._offered: Path | None = None
 
     def compose(self) -> ComposeResult:
@@ -102,7 +104,9 @@ class CaseScreen(ChatScreen):
     async def _load(self) -> None:
         await self._head()
         store = self.chat.store
-        await self.query_one(Conversation).show(await self.offload(store.list_messages, self.case_id))
+        messages = await self.offload(store.list_messages, self.case_id)
+        await self.query_one(Conversation).show(messages)
+        self._offer_retry(bool(messages) and (messages[-1].role == "user" or messages[-1].state != "complete"))
         self.query_one(ImageStrip).fill(await self.offload(store.list_images, self.case_id))
 
     async def _head(self) -> Case:
@@ -140,6 +144,7 @@ class CaseScreen(ChatScreen):
             self.chat.say(_("The answer before is still coming. Escape stops it."))
             return
         event.input.value = ""
+        self._unsaid = question
         images = self.query_one(ImageStrip).asked
         self._answer(lambda: self.session.ask(question, images, self._sink))
 
@@ -160,10 +165,22 @@ class CaseScreen(ChatScreen):
             await self.offload(work)
         except EdgemedError:
             await talk.end(None)
+            self._give_back()
             raise
         finally:
             self._set_answering(False)
         await self._head()
+
+    def _give_back(self) -> None:
+        """A question that could not even be recorded returns to the line it was typed into."""
+        line = self.query_one("#question", QuestionInput)
+        if self._unsaid and not line.value:
+            line.value = self._unsaid
+        self._unsaid = ""
+
+    def _offer_retry(self, wanted: bool) -> None:
+        self._retry_wanted = wanted
+        self.refresh_bindings()
 
     def _sink(self, event: SessionEvent) -> None:
         """In the answering thread: text goes into the buffer, the rest to the screen as a message."""
@@ -175,6 +192,7 @@ class CaseScreen(ChatScreen):
     async def on_case_screen_happened(self, message: Happened) -> None:
         talk, event = self.query_one(Conversation), message.event
         if isinstance(event, Said):
+            self._unsaid = ""
             await talk.end(None)
             await talk.add(event.message)
             await talk.begin()
@@ -187,11 +205,16 @@ class CaseScreen(ChatScreen):
             self.chat.say(text.format(count=event.exchanges))
         elif isinstance(event, Answered):
             await talk.end(event)
+            self._offer_retry(event.message.state != "complete")
 
     def _set_answering(self, answering: bool) -> None:
         self._answering = answering
         bar = self.query_one(StatusBar)
         bar.state = replace(bar.state, answering=answering)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Retry is offered where there is something to retry."""
+        return self._retry_wanted if action == "retry" else super().check_action(action, parameters)
 
     def action_back(self) -> None:
         """Stop the answer; else back to the question, and from there to the list."""

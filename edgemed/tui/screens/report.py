@@ -39,7 +39,7 @@ class ReportScreen(ChatScreen):
     BINDINGS = [
         Binding("f5", "draft", N_("Draft")),
         Binding("ctrl+s", "save", N_("Save")),
-        Binding("f7", "sign", N_("Sign")),
+        Binding("f9", "sign", N_("Sign")),
         Binding("f8", "export", N_("Export")),
         Binding("escape", "back", N_("Back")),
     ]
