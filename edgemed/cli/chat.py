@@ -19,7 +19,7 @@ from edgemed.cli.output import Output, Progress
 if TYPE_CHECKING:
     from edgemed.core.manifest import Artifact
     from runtimes.consult import Answering
-    from runtimes.opening import Target
+    from runtimes.planner import Target
 
 _NEEDED = ("textual", "textual_image", "sqlcipher3", "argon2", "pydicom")
 
