@@ -58,7 +58,8 @@ def say_sureness(message: Message) -> str:
 
 def say_state(message: Message) -> str:
     """What a person must know of an answer that is not whole."""
-    return {"complete": "", "stopped": _("Stopped: this answer is not whole."), "failed": _("Failed: this answer is not whole.")}[message.state]
+    said = {"complete": "", "stopped": _("Stopped: this answer is not whole."), "failed": _("Failed: this answer is not whole.")}
+    return said[message.state]
 
 
 def say_text(message: Message) -> str:

@@ -24,6 +24,7 @@ from edgemed.tui.session import Answered, CaseSession, Left, Piece, Said, Sessio
 from edgemed.tui.status import StatusBar
 from edgemed.tui.texts import say_case
 from edgemed.tui.viewer import ImageView
+from edgemed.tui.viewgrid import MAX_VIEWS, Shown, ViewGrid
 from edgemed.tui.widgets.conversation import Conversation
 from edgemed.tui.widgets.question import QuestionInput
 from edgemed.tui.widgets.strip import ImageStrip
@@ -40,7 +41,7 @@ class CaseScreen(ChatScreen):
     CaseScreen #body { height: 1fr; }
     CaseScreen #left { width: 2fr; min-width: 30; }
     CaseScreen #right { width: 3fr; }
-    CaseScreen ImageView { height: 1fr; }
+    CaseScreen ViewGrid { height: 1fr; }
     CaseScreen.-image #right { display: none; }
     CaseScreen.-talk #left { display: none; }
     CaseScreen #offer { height: 1; padding: 0 1; background: $selected; color: $foreground; display: none; }
@@ -52,6 +53,7 @@ class CaseScreen(ChatScreen):
         Binding("ctrl+r", "retry", N_("Retry")),
         Binding("ctrl+t", "report", N_("Report")),
         Binding("ctrl+g", "image", N_("Image")),
+        Binding("f4", "beside", N_("Side by side"), show=False),
         Binding("f6", "layout", N_("Layout"), show=False),
         Binding("escape", "back", N_("Stop/Back")),
     ]
@@ -69,6 +71,7 @@ class CaseScreen(ChatScreen):
         self._answering = False
         self._retry_wanted = False
         self._unsaid = ""
+        self._side_by_side = False
         self._offered: Path | None = None
 
     def compose(self) -> ComposeResult:
@@ -76,7 +79,7 @@ class CaseScreen(ChatScreen):
         with Horizontal(id="body"):
             with Vertical(id="left"):
                 yield ImageStrip(id="images")
-                yield ImageView(self.chat.graphics, id="view")
+                yield ViewGrid(self.chat.graphics, id="view")
             with Vertical(id="right"):
                 yield Conversation(id="talk")
         yield Static("", id="offer", markup=False)
@@ -119,11 +122,23 @@ class CaseScreen(ChatScreen):
         self.go(self._show_image(event.image), group="picture", exclusive=True)
 
     async def _show_image(self, image: CaseImage) -> None:
-        picture = self.chat.guard.watch(await self.offload(self.session.picture, image))
-        view = self.query_one(ImageView)
-        if self.chat.artifact is not None:
-            view.preparation = self.chat.artifact.manifest.image
-        view.show(picture, image.view, key=image.id)
+        """One image, or with F4 those that are asked about, side by side."""
+        strip, grid = self.query_one(ImageStrip), self.query_one(ViewGrid)
+        images = strip.asked[:MAX_VIEWS] if self._side_by_side and len(strip.asked) > 1 else (strip.find(image.id) or image,)
+        pictures = [self.chat.guard.watch(await self.offload(self.session.picture, one)) for one in images]
+        grid.set_preparation(self.chat.artifact.manifest.image if self.chat.artifact else None)
+        titles = [f"{number} {one_line(one.name)}" if len(images) > 1 else "" for number, one in enumerate(images, 1)]
+        grid.show([Shown(p, one.view, one.id, title) for p, one, title in zip(pictures, images, titles, strict=True)])
+
+    def action_beside(self) -> None:
+        """The images that are asked about side by side, or one alone."""
+        strip = self.query_one(ImageStrip)
+        if len(strip.asked) < 2 and not self._side_by_side:
+            self.chat.say(_("Mark two to four images with Space in the list of images first."))
+            return
+        self._side_by_side = not self._side_by_side
+        if strip.highlighted is not None:
+            self.go(self._show_image(strip.images[strip.highlighted]), group="picture", exclusive=True)
 
     @on(ImageView.ViewChanged)
     def _look(self, event: ImageView.ViewChanged) -> None:
@@ -232,7 +247,7 @@ class CaseScreen(ChatScreen):
 
     def action_image(self) -> None:
         """To the image's keys, and back."""
-        view = self.query_one(ImageView)
+        view = self.query_one(ViewGrid).active
         (self.query_one("#question") if view.has_focus else view).focus()
 
     def action_layout(self) -> None:
@@ -269,7 +284,7 @@ class CaseScreen(ChatScreen):
         if attached.warnings:
             text = "\n".join((*attached.warnings, _("Black out what names the patient before you ask.")))
             if await self.app.push_screen_wait(ConfirmDialog(_("Look at this image first"), text, _("Mask text"))):
-                view = self.query_one(ImageView)
+                view = self.query_one(ViewGrid).active
                 view.focus()
                 view.action_masks()
 

@@ -44,6 +44,7 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("Ctrl+N", N_("Attach the new file of the watched folder")),
             ("Ctrl+T", N_("The report")),
             ("Ctrl+G", N_("To the image's keys, and back")),
+            ("F4", N_("The marked images side by side, or one alone")),
             ("F6", N_("Image and conversation, image alone, conversation alone")),
             ("Space", N_("In the list of images: ask about this image or not")),
         ),

@@ -21,7 +21,8 @@ class WelcomeScreen(ChatScreen):
 
     DEFAULT_CSS = """
     WelcomeScreen #middle { height: 1fr; align: center middle; }
-    WelcomeScreen #box { width: 76; max-width: 100%; height: auto; max-height: 100%; border: round $primary; background: $surface; padding: 0 2; }
+    WelcomeScreen #box { width: 76; max-width: 100%; height: auto; max-height: 100%; padding: 0 2;
+        border: round $primary; background: $surface; }
     WelcomeScreen .title { text-style: bold; color: $primary; }
     WelcomeScreen .section { text-style: bold; margin-top: 1; }
     WelcomeScreen .quiet { color: $quiet; }
