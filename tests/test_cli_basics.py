@@ -10,8 +10,8 @@ import pytest
 from edgemed.cli import run
 from edgemed.cli.errors import describe_error, report_error
 from edgemed.cli.output import Output
-from edgemed.core.text import printable
 from edgemed.core.errors import EdgemedError
+from edgemed.core.text import printable
 
 
 @pytest.fixture
