@@ -11,9 +11,9 @@ DicomError here. Nothing is written to disk, and what a file says reaches no log
 """
 
 from edgemed.clinic.imaging.burnt_in import suspect_burnt_in
-from edgemed.clinic.imaging.client import strip_identifiers
-from edgemed.clinic.imaging.picture import Picture, is_dicom, open_picture
+from edgemed.clinic.imaging.picture import Picture, open_picture, strip_identifiers
 from edgemed.clinic.imaging.series import Series, list_series
+from edgemed.clinic.imaging.sniff import is_dicom
 from edgemed.clinic.imaging.window import CT_WINDOWS, parse_window
 
 __all__ = [

@@ -18,17 +18,19 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.clinic.imaging.header import Header
-from edgemed.clinic.imaging.limits import REQUEST_LIMIT_S
+from edgemed.clinic.imaging.limits import REQUEST_LIMIT_S, SCAN_LIMIT_S, STRIP_LIMIT_S
 from edgemed.clinic.imaging.window import VoiLut
 from edgemed.clinic.imaging.wire import read_message, write_message
-from edgemed.clinic.records import Box, Window
+from edgemed.clinic.records import Window
 from edgemed.core.errors import DicomError, MissingExtraError
+from edgemed.core.text import one_line
 
 # The program's own search path, given as an argument: with `-m` or a bare `-c` a file in the current folder could pass for a library.
 _CODE = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from edgemed.clinic.imaging.worker import main; main()"
@@ -178,6 +180,18 @@ def _frame(reply: dict[str, Any], payload: bytes) -> Frame:
     )
 
 
-def strip_identifiers(data: bytes, name: str = "the image", masks: tuple[Box, ...] = (), key: bytes | None = None) -> bytes:
-    """See worker."""
-    raise DicomError("not yet")
+def scan(path: Path) -> dict[str, Any]:
+    """An image's place in its series, from its header: study, series, number, modality, description, instance, position."""
+    reply, _ = _ask({"op": "scan", "options": {"path": str(path)}}, b"", one_line(path.name), SCAN_LIMIT_S)
+    told = reply["scan"]
+    assert isinstance(told, dict)
+    return told
+
+
+def strip(data: bytes, name: str, key: bytes, masks: list[list[float]]) -> bytes:
+    """The de-identified copy of a file; masks as parts of width and height. Raises DicomError, MissingExtraError."""
+    with _lock:
+        if _process is not None:
+            _process.loaded = None
+        _, copy = _ask({"op": "strip", "options": {"key": key.hex(), "masks": masks}}, data, name, STRIP_LIMIT_S)
+    return copy

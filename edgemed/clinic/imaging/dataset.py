@@ -11,9 +11,11 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgemed.clinic.imaging.limits import MAX_INFLATED_BYTES, MAX_TEXT
+from edgemed.clinic.imaging.sniff import PREAMBLE_BYTES
 from edgemed.core.text import one_line
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ FOREIGN = (
     struct.error,
     zlib.error,
 )
-_PREAMBLE_BYTES = 128
+# A file's meta header is far shorter.
+_HEAD_BYTES = 1 << 16
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 
@@ -63,23 +66,45 @@ def read_dataset(data: bytes, header_only: bool = False) -> Dataset:
         raise Refused("a whole DICOM image", "a damaged or cut-off file") from None
 
 
+def read_header(path: Path) -> Dataset:
+    """Parse a file up to its pixels, reading no more than that of it, but for deflated ones. Raises Refused."""
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        with path.open("rb") as f:
+            head = f.read(_HEAD_BYTES)
+            if _deflated_at(head) is not None:
+                return read_dataset(head + f.read(MAX_INFLATED_BYTES), header_only=True)
+            f.seek(0)
+            return pydicom.dcmread(f, force=True, stop_before_pixels=True)
+    except (*FOREIGN, InvalidDicomError):
+        raise Refused("a whole DICOM image", "a damaged or cut-off file") from None
+
+
 def _inflated(data: bytes) -> bytes:
     """The file as it is, or with a deflated data set inflated: pydicom would inflate without a limit."""
-    from pydicom.filereader import read_dataset as read_elements
-
-    if data[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4] != b"DICM":
-        return data
-    stream = io.BytesIO(data)
-    stream.seek(_PREAMBLE_BYTES + 4)
-    meta = read_elements(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
-    if str(meta.get("TransferSyntaxUID", "")) != _DEFLATED:
+    start = _deflated_at(data)
+    if start is None:
         return data
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    body = inflater.decompress(data[stream.tell() :], MAX_INFLATED_BYTES)
+    body = inflater.decompress(data[start:], MAX_INFLATED_BYTES)
     if inflater.unconsumed_tail:
         raise Refused(f"a deflated file of at most {MAX_INFLATED_BYTES >> 20} MiB", "one that inflates to more")
     uid = _EXPLICIT_LITTLE.encode() + b"\0"
-    return bytes(_PREAMBLE_BYTES) + b"DICM" + struct.pack("<HH2sH", 2, 0x10, b"UI", len(uid)) + uid + body
+    return bytes(PREAMBLE_BYTES) + b"DICM" + struct.pack("<HH2sH", 2, 0x10, b"UI", len(uid)) + uid + body
+
+
+def _deflated_at(data: bytes) -> int | None:
+    """Where a deflated data set begins; None where the file has none."""
+    from pydicom.filereader import read_dataset as read_elements
+
+    if data[PREAMBLE_BYTES : PREAMBLE_BYTES + 4] != b"DICM" or _DEFLATED.encode() not in data[:_HEAD_BYTES]:
+        return None
+    stream = io.BytesIO(data)
+    stream.seek(PREAMBLE_BYTES + 4)
+    meta = read_elements(stream, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    return stream.tell() if str(meta.get("TransferSyntaxUID", "")) == _DEFLATED else None
 
 
 def value(dataset: Dataset, keyword: str) -> Any:

@@ -95,7 +95,7 @@ def _eight_bits(array: Values, bits: int) -> Values:
     if bits == 8:
         return array.astype(np.uint8)
     top = (1 << bits) - 1
-    return np.clip(np.rint(array.astype(np.float32) * np.float32(255 / top)), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(array.astype(np.float32) * np.float32(255 / top)), 0, 255), np.uint8)
 
 
 def _colour() -> dict[str, Any]:
@@ -156,7 +156,7 @@ def _modality(dataset: Dataset, index: int, stored: Values) -> Values:
 def _small(values: Values) -> Values:
     """The same values in the smallest of the types that the program takes: int16, uint16, int32, float32."""
     if values.dtype.kind not in "iu":
-        return values.astype(np.float32)
+        return np.asarray(values, np.float32)
     low, high = (int(values.min()), int(values.max())) if values.size else (0, 0)
     for kind in (np.int16, np.uint16, np.int32):
         if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:

@@ -145,11 +145,11 @@ def pixel_aspect(dataset: Dataset) -> float:
 
 def read_facts(dataset: Dataset) -> dict[str, str]:
     """The four tags that identify nobody, as the standard writes them, unless they do identify somebody."""
-    known = {word for keyword in _IDENTIFYING for word in _words(text(dataset, keyword, 400))}
+    known = identifying_words(dataset)
     out = {}
     for name, keyword in _FACTS.items():
         found = re.sub(r"[^A-Z0-9_ \-]", "", text(dataset, keyword, 16).upper()).strip()
-        out[name] = "" if _words(found) & known else found
+        out[name] = "" if words(found) & known else found
     out["laterality"] = out["laterality"] or _image_laterality(dataset)
     return out
 
@@ -159,7 +159,13 @@ def _image_laterality(dataset: Dataset) -> str:
     return found if found in ("L", "R", "B", "U") else ""
 
 
-def _words(found: str) -> set[str]:
+def identifying_words(dataset: Dataset) -> set[str]:
+    """The words of three letters or more in what names the patient, those who cared, and where."""
+    return {word for keyword in _IDENTIFYING for word in words(text(dataset, keyword, 400))}
+
+
+def words(found: str) -> set[str]:
+    """A text's words of three letters or more, in capitals."""
     return {word for word in re.split(r"[\W_]+", found.upper()) if len(word) >= 3}
 
 
@@ -200,3 +206,27 @@ def read_windows(dataset: Dataset, frame: int) -> list[Window]:
             # The explanation is free text; it is kept as a number, so that no name can be in it.
             out.append(Window(centre, width, function, name=str(index + 1) if len(many) > 1 else ""))
     return out
+
+
+def describe_place(dataset: Dataset) -> dict[str, Any]:
+    """Where an image belongs: study, series, its number in it and its position along the stack. Raises Refused where it is none."""
+    if not number(dataset, "Rows"):
+        raise Refused("an image", "a DICOM file without one")
+    return {
+        "study": text(dataset, "StudyInstanceUID"),
+        "series": text(dataset, "SeriesInstanceUID"),
+        "number": number(dataset, "SeriesNumber") or 0,
+        "modality": read_facts(dataset)["modality"],
+        "description": text(dataset, "SeriesDescription") or text(dataset, "StudyDescription"),
+        "instance": number(dataset, "InstanceNumber"),
+        "position": _position(dataset),
+    }
+
+
+def _position(dataset: Dataset) -> float | None:
+    """Millimetres along the normal of the image's plane."""
+    at, plane = numbers(dataset, "ImagePositionPatient"), numbers(dataset, "ImageOrientationPatient")
+    if len(at) != 3 or len(plane) != 6:
+        return None
+    (a, b, c), (d, e, f) = plane[:3], plane[3:]
+    return round(at[0] * (b * f - c * e) + at[1] * (c * d - a * f) + at[2] * (a * e - b * d), 3)

@@ -15,6 +15,8 @@ MAX_FRAMES = 65_536
 WORKER_MEMORY_BYTES = 4 << 30
 # What one request to that process may take before it is ended: generous, for a big frame on a small board.
 REQUEST_LIMIT_S = 60.0
+# The same for a de-identified copy, which decodes every frame.
+STRIP_LIMIT_S = 600.0
 # The same for the headers of one file while a folder is listed.
 SCAN_LIMIT_S = 10.0
 # Decoded frames kept, over all pictures.

@@ -9,7 +9,10 @@ are kept, frames are decoded when they are first needed, and some are kept for a
 
 from __future__ import annotations
 
+import itertools
+import secrets
 import threading
+import weakref
 from collections import OrderedDict
 from pathlib import Path
 
@@ -20,24 +23,13 @@ from PIL import Image
 from edgemed.clinic.imaging import client
 from edgemed.clinic.imaging.client import Frame
 from edgemed.clinic.imaging.limits import FRAME_CACHE_BYTES, MAX_FILE_BYTES
+from edgemed.clinic.imaging.sniff import is_dicom
 from edgemed.clinic.imaging.window import CT_WINDOWS, apply_voi_lut, apply_window, full_window
 from edgemed.clinic.records import Box, ImageFacts, PatientIdentity, View, Window
 from edgemed.core.errors import DicomError, ImageError
 from edgemed.core.files import os_errors
 from edgemed.core.images import MAX_PIXELS, MAX_SIDE_PX, load_pixels
 from edgemed.core.text import one_line
-
-_PREAMBLE_BYTES = 128
-# Files without a preamble start with a tag of the meta header or of the identifying group, in either byte order.
-_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
-
-
-def is_dicom(data: bytes) -> bool:
-    """Whether bytes are a DICOM file, with or without its preamble."""
-    if data[_PREAMBLE_BYTES : _PREAMBLE_BYTES + 4] == b"DICM":
-        return True
-    # Without a preamble: group, an element of at most two digits, and a length or a type; no other image format starts so.
-    return len(data) > 16 and data[:2] in _FIRST_GROUPS and b"\x00" in data[2:4]
 
 
 class FrameCache:
@@ -46,7 +38,7 @@ class FrameCache:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes, self._bytes = max_bytes, 0
         self._frames: OrderedDict[tuple[int, int], Frame] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a picture may be collected, and its frames dropped, inside any of these
 
     def get(self, key: tuple[int, int]) -> Frame | None:
         """A frame that is kept."""
@@ -73,12 +65,15 @@ class FrameCache:
 
 
 _cache = FrameCache(FRAME_CACHE_BYTES)
+_keys = itertools.count()
 
 
 class Picture:
     """An opened image file. Made by open_picture."""
 
     def __init__(self, name: str, facts: ImageFacts, identity: PatientIdentity, windows: tuple[Window, ...], monochrome: bool) -> None:
+        self._key = next(_keys)
+        weakref.finalize(self, _cache.drop, self._key).atexit = False
         self.name = name
         self.facts = facts
         self.identity = identity
@@ -137,17 +132,14 @@ class Picture:
         """A frame's values. Raises ImageError where there is no such frame, DicomError where it is damaged."""
         if not 0 <= index < self.facts.frames:
             raise ImageError(f"Expected a frame from 0 to {self.facts.frames - 1} of {self.name}, found {index}.", "Choose another frame.")
-        kept = _cache.get((id(self), index))
+        kept = _cache.get((self._key, index))
         if kept is None:
             kept = self._decode(index)
-            _cache.put((id(self), index), kept)
+            _cache.put((self._key, index), kept)
         return kept
 
     def _decode(self, index: int) -> Frame:
         raise NotImplementedError
-
-    def __del__(self) -> None:
-        _cache.drop(id(self))
 
 
 class PlainPicture(Picture):
@@ -226,3 +218,17 @@ def _clipped(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     left, top = max(0, min(box.left, size[0])), max(0, min(box.top, size[1]))
     return left, top, max(left, min(box.right, size[0])), max(top, min(box.bottom, size[1]))
 
+
+
+def strip_identifiers(data: bytes, name: str = "the image", masks: tuple[Box, ...] = (), key: bytes = b"") -> bytes:
+    """A de-identified copy of a DICOM file (deidentify.py), uncompressed, with `masks` (in the rendered image's pixels) blackened.
+
+    Files stripped with one secret `key` still belong to one study; without one, each call has its own. Raises DicomError.
+    """
+    picture = open_picture(data, name)
+    if not isinstance(picture, DicomPicture):
+        raise DicomError(f"Expected a DICOM file in {picture.name}, found a plain image.", "Plain images have no tags to remove.")
+    width, height = picture.facts.width_px, picture.facts.height_px
+    boxes = [_clipped(box, (width, height)) for box in masks]
+    parts = [[left / width, top / height, right / width, bottom / height] for left, top, right, bottom in boxes]
+    return client.strip(data, picture.name, key or secrets.token_bytes(32), parts)

@@ -11,14 +11,16 @@ import os
 import signal
 import sys
 import warnings
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemed.clinic.imaging.dataset import FOREIGN, Refused, read_dataset
+from edgemed.clinic.imaging.dataset import FOREIGN, Refused, read_dataset, read_header
+from edgemed.clinic.imaging.deidentify import strip
 from edgemed.clinic.imaging.frames import decode_frame
-from edgemed.clinic.imaging.header import describe
-from edgemed.clinic.imaging.limits import REQUEST_LIMIT_S, WORKER_MEMORY_BYTES
+from edgemed.clinic.imaging.header import describe, describe_place
+from edgemed.clinic.imaging.limits import STRIP_LIMIT_S, WORKER_MEMORY_BYTES
 from edgemed.clinic.imaging.wire import read_message, write_message
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def main() -> None:
             request, payload = read_message(source)
         except (EOFError, ValueError):
             return
-        _alarm(REQUEST_LIMIT_S * 2)
+        _alarm(STRIP_LIMIT_S * 2)
         reply, data = server.answer(request, payload)
         _alarm(0)
         del payload
@@ -73,6 +75,13 @@ class Server:
         told, array = decode_frame(self._dataset, index)
         array = np.ascontiguousarray(array)
         return {"frame": told, "shape": array.shape, "dtype": array.dtype.name}, memoryview(array).cast("B")
+
+    def _scan(self, payload: bytes, path: str) -> tuple[dict[str, Any], bytes]:
+        return {"scan": describe_place(read_header(Path(path)))}, b""
+
+    def _strip(self, payload: bytes, key: str, masks: list[list[float]]) -> tuple[dict[str, Any], bytes]:
+        self._dataset = None
+        return {}, strip(read_dataset(payload), bytes.fromhex(key), masks)
 
 
 def _refusal(expected: str, found: str) -> dict[str, Any]:
