@@ -1,8 +1,8 @@
 """The life of a store: made, opened, locked, unlocked, its passphrase changed, backed up, restored. Settings, because locking needs one.
 
-Everything that needs the passphrase is here. Between, only the connection has the data key (in memory that SQLCipher locks and wipes);
-of the passphrase, only the key for backups is kept, and overwritten by `lock`. Python itself may leave copies of what was typed in
-memory that it has freed: it cannot be made to wipe those.
+Everything that needs the passphrase is here. Between, the connection has the data key (in memory that SQLCipher locks and wipes), and two
+byte arrays that `lock` overwrites hold it and the key for backups. Python itself may leave copies of keys and of what was typed in memory
+that it has freed: it cannot be made to wipe those.
 
 A change of passphrase is two steps: the key file is replaced, then a transaction notes it with the file's number (`generation`). A crash
 between leaves a file that is one ahead, which the next opening notes.
@@ -18,7 +18,7 @@ from typing import TypeVar
 from edgemed.clinic.store.access import Access, Change, Means
 from edgemed.clinic.store.audit import AuditLog
 from edgemed.clinic.store.backup import load_end, open_backup, save_backup
-from edgemed.clinic.store.database import Database, copy_into
+from edgemed.clinic.store.database import Database
 from edgemed.clinic.store.filelock import FileLock
 from edgemed.clinic.store.harden import forbid_core_files
 from edgemed.clinic.store.keys import SealedKey, check_passphrase, derive, new_key, new_salt
@@ -100,7 +100,7 @@ class Vault:
     def _fill(self, part: Path, opened: Opened, source: Database | None) -> None:
         """Write a new store's database, empty or from a backup."""
         if source is not None:
-            copy_into(source, part, opened.data_key, self.path)
+            source.copy_into(part, opened.data_key, self.path)
         db = Database.create(part, opened.data_key)
         try:
             migrate(db, created=source is None)
