@@ -24,13 +24,13 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "converters": ({"core", "data"}, {"gguf", "safetensors", "numpy", "pydantic"}, {"torch", "transformers"}),
     "runtimes": ({"core"}, {"llama_cpp", "numpy", "psutil", "gguf", "pydantic", "tomli"}, {"pynvml"}),
     "bench": (
-        {"core", "data", "report", "converters", "runtimes"},
+        {"core", "data", "report", "converters", "runtimes", "clinic"},
         {"psutil", "numpy", "PIL", "pydantic", "gguf"},
         {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors"},
     ),
     "edgemed.evaluation": ({"core", "data", "report", "runtimes"}, {"numpy", "pydantic"}, {"openai", "torch", "transformers", "PIL"}),
     "edgemed.report": ({"core"}, {"rich", "numpy"}, {"matplotlib"}),
-    "edgemed.clinic": ({"core"}, {"numpy", "PIL"}, {"pydicom", "highdicom", "sqlcipher3", "argon2", "cryptography"}),
+    "edgemed.clinic": ({"core"}, {"numpy", "PIL"}, {"pydicom", "highdicom", "sqlcipher3", "argon2", "cryptography", "fpdf", "uharfbuzz"}),
     "edgemed.tui": ({"core", "clinic", "runtimes"}, {"textual", "textual_image", "rich", "PIL", "numpy"}, {"bidi", "arabic_reshaper"}),
     "edgemed.cli": (
         {"core", "hub", "data", "finetune", "converters", "runtimes", "bench", "evaluation", "report", "clinic", "tui"},
@@ -46,6 +46,8 @@ SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "converters/kernels.py": (set(), {"numba"}),
     "edgemed/tui/catalogues.py": (set(), {"babel"}),
     "bench/demo_logits.py": (set(), {"torch", "transformers"}),
+    "bench/report_sample.py": ({"clinic"}, {"pydicom"}),
+    "bench/report_check.py": ({"clinic"}, {"pydicom", "highdicom", "fhir", "pypdf"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
 

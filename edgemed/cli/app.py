@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgemed.cli import ask, convert, demo, finetune, measure, models, plan
+from edgemed.cli import ask, cases, chat, convert, demo, finetune, measure, models, plan
 
 app = typer.Typer(
     name="edgemed",
@@ -39,6 +39,9 @@ app.add_typer(finetune.app, name="finetune")
 app.command("convert")(convert.convert)
 app.command("verify")(convert.verify)
 app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
 app.command("plan")(plan.plan)
 app.command("bench")(measure.bench)
 app.command("eval")(measure.evaluate)
+app.add_typer(cases.app, name="cases")
+app.add_typer(cases.audit, name="audit")

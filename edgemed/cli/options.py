@@ -98,3 +98,26 @@ Save = Annotated[
     list[Path] | None,
     typer.Option("--save", help="Write the measurement as .json, .md or .png (plots extra); can be given several times.", metavar="FILE"),
 ]
+
+Store = Annotated[
+    Path | None, typer.Option("--store", help="The case store; by default the one in edgemed's own data folder.", metavar="FILE")
+]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option("--passphrase-file", help="Read the passphrase from a file's first line; asked for without it.", metavar="FILE"),
+]
+NewPassphraseFile = Annotated[
+    Path | None, typer.Option("--new-passphrase-file", help="Read the new passphrase from a file's first line.", metavar="FILE")
+]
+OwnPassphrase = Annotated[bool, typer.Option("--own-passphrase", help="Ask for a passphrase that only this backup has.")]
+BackupTarget = Annotated[Path, typer.Argument(help="The file to write, or a folder, such as a stick's.", metavar="TARGET")]
+BackupFile = Annotated[Path, typer.Argument(help="A file that `edgemed cases backup` wrote.", metavar="BACKUP")]
+Head = Annotated[
+    str | None, typer.Option("--head", help="A hash noted earlier, or its first 16 digits: it must be in the log.", metavar="HASH")
+]
+Last = Annotated[int | None, typer.Option("--last", help="Only the newest N entries.", metavar="N", min=1)]
+
+Watch = Annotated[Path | None, typer.Option("--watch", help="Offer new image files of this folder while a case is open.", metavar="DIR")]
+Language = Annotated[str, typer.Option("--language", help="en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")]
+Look = Annotated[str, typer.Option("--theme", help="dark, light or contrast; the user's setting where left out.", metavar="NAME")]
+Fake = Annotated[bool, typer.Option("--fake", help="Answers that are made up, without a model.", hidden=True)]

@@ -58,6 +58,14 @@ def load_image(source: Path | bytes, name: str = "the image") -> Image.Image:
     Animated files give their first frame; 16-bit and float grey is scaled from its own minimum and maximum to 0–255;
     transparency is laid over black. The size is checked before decoding. Raises ImageError.
     """
+    return load_pixels(source, name)[0]
+
+
+def load_pixels(source: Path | bytes, name: str = "the image") -> tuple[Image.Image, NDArray[np.generic] | None]:
+    """`load_image`, and the [height, width] values of a file that holds nothing but grey (8, 16 or 32 bits, float), to be windowed.
+
+    The values are the file's own; None for colours, palettes and transparency. Raises ImageError.
+    """
     if isinstance(source, Path):
         name = source.name
         if not source.is_file():
@@ -81,7 +89,8 @@ def load_image(source: Path | bytes, name: str = "the image") -> Image.Image:
                     )
                 image.seek(0)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image))
+                upright = ImageOps.exif_transpose(image)
+                return _to_rgb(upright), _grey_values(upright)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -98,8 +107,18 @@ def load_image(source: Path | bytes, name: str = "the image") -> Image.Image:
         ) from error
 
 
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _grey_values(image: Image.Image) -> NDArray[np.generic] | None:
+    if image.mode == "L" and "transparency" not in image.info:
+        return np.asarray(image)
+    return np.asarray(image) if _is_deep_grey(image) else None
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+    if _is_deep_grey(image):
         return _scale_grey(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")

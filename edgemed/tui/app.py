@@ -10,7 +10,6 @@ Locking lets go of everything that was shown; what was typed into a report is sa
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from textual import events
 from textual.binding import Binding
 
 from edgemed.clinic.store import CaseStore
+from edgemed.clinic.store.access import awake_and_asleep_s
 from edgemed.core.errors import EdgemedError, StoreError
 from edgemed.core.manifest import Artifact
 from edgemed.tui.bidi import BidiApp
@@ -33,13 +33,13 @@ from edgemed.tui.session import CaseSession
 from edgemed.tui.status import ModelState, StatusBar
 from edgemed.tui.terminal import SETTINGS, Graphics, Kind, detect_graphics
 from edgemed.tui.texts import say_error
-from edgemed.tui.themes import DEFAULT_THEME, all_themes, textual_name
+from edgemed.tui.themes import DEFAULT_THEME, all_themes, default_variables, textual_name
 from runtimes.consult import Answering
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-LOCK_MINUTES = 5
+LOCK_AFTER_S = 300
 _IDLE_CHECK_S = 1.0
 # An answer that is being written down when the program locks gets so long to end.
 _END_S = 10.0
@@ -58,6 +58,13 @@ class ChatApp(BidiApp[None]):
     """The program. Use `build_app`."""
 
     TITLE = "edgemed"
+    DEFAULT_CSS = """
+    Input > .input--placeholder, TextArea > .text-area--placeholder { color: $quiet; }
+    DataTable > .datatable--cursor, OptionList > .option-list--option-highlighted { background: $selected; color: $foreground; }
+    DataTable:focus > .datatable--cursor, OptionList:focus > .option-list--option-highlighted { background: $selected; color: $foreground; }
+    ToastRack { dock: top; align: right top; }
+    * { scrollbar-size-vertical: 1; scrollbar-color: $quiet; scrollbar-background: $background; }
+    """
     ENABLE_COMMAND_PALETTE = False
     BINDINGS = [
         Binding("f1", "help", N_("Help")),
@@ -83,13 +90,17 @@ class ChatApp(BidiApp[None]):
         self._found_graphics = graphics
         self.artifact: Artifact | None = None
         self.session: CaseSession | None = None
-        self.lock_minutes = LOCK_MINUTES
+        self.lock_after_s = LOCK_AFTER_S
         self.engines = EngineHolder(self._open_engine, self._engine_changed)
         self._stores = guard.watch(stores)
         self._store: CaseStore | None = None
         self._clock, self._active_at = clock, clock()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="edgemed")
         self._ending = False
+
+    def get_theme_variable_defaults(self) -> dict[str, str]:
+        """Colours that the style sheets name and that are not Textual's own."""
+        return default_variables()
 
     # -- what is open -------------------------------------------------------------------------------------------------
 
@@ -164,8 +175,12 @@ class ChatApp(BidiApp[None]):
         self.artifact = artifact
         self.engines.start()
 
-    async def enter(self) -> None:
+    def enter(self) -> None:
         """The store is open: take the user's settings and show the cases."""
+        # The program's own work: the screen that asks for it is taken away, and its work with it.
+        self.run_worker(self._enter(), group="enter", exclusive=True)
+
+    async def _enter(self) -> None:
         from edgemed.tui.screens.cases import CaseListScreen
         from edgemed.tui.screens.model import ModelScreen
 
@@ -182,15 +197,15 @@ class ChatApp(BidiApp[None]):
         localise_bindings(self)
         if kept["theme"] and (chosen or not self.options.theme):
             self.theme = textual_name(kept["theme"])
-        minutes = kept["lock_minutes"]
-        self.lock_minutes = int(minutes) if minutes.isdecimal() and int(minutes) > 0 else LOCK_MINUTES
+        seconds = kept["lock_after_s"]
+        self.lock_after_s = int(seconds) if seconds.isdecimal() and int(seconds) > 0 else LOCK_AFTER_S
         self.graphics_setting = kept["graphics"] if kept["graphics"] in SETTINGS else "auto"
         self.graphics = self._found_graphics
         if self.graphics_setting != "auto":
             self.graphics = replace(self._found_graphics, kind=cast(Kind, self.graphics_setting))
 
     def _read_settings(self) -> dict[str, str]:
-        return {key: self.store.get_setting(key) or "" for key in ("language", "theme", "graphics", "lock_minutes")}
+        return {key: self.store.get_setting(key) or "" for key in ("language", "theme", "graphics", "lock_after_s")}
 
     # -- the engine ---------------------------------------------------------------------------------------------------
 
@@ -218,7 +233,7 @@ class ChatApp(BidiApp[None]):
         await super().on_event(event)
 
     def _lock_if_idle(self) -> None:
-        if self.unlocked and self._clock() - self._active_at >= self.lock_minutes * 60:
+        if self.unlocked and self._clock() - self._active_at >= self.lock_after_s:
             self.action_lock()
 
     def action_lock(self) -> None:
@@ -302,7 +317,7 @@ def build_app(
     *,
     stores: type[CaseStore] = CaseStore,
     guard: CallGuard | None = None,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] = awake_and_asleep_s,
     graphics: Graphics | None = None,
 ) -> ChatApp:
     """The program over a way to a model and a place for the store. Opens nothing yet.

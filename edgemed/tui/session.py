@@ -121,7 +121,7 @@ class CaseSession:
 
     def _ask(self, question: str, images: Sequence[CaseImage], sink: Sink) -> Answered:
         history = self._history(self._store.list_messages(self.case_id))
-        engine = self._engines.get()
+        engine = self._engines.get()  # a model that cannot be loaded is told before anything is recorded
         shown = tuple(self._prepare(image, engine) for image in images)
         message = self._store.add_message(self.case_id, "user", question, images=_seen(images, shown))
         sink(Said(message))

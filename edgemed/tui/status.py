@@ -63,7 +63,9 @@ class ModelState:
 class StatusBar(Static):
     """The line. Screens that have an engine's user in them set `answering`."""
 
-    DEFAULT_CSS = "StatusBar { height: 1; background: $panel; color: $foreground; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }"
+    DEFAULT_CSS = """
+    StatusBar { height: 1; background: $panel; color: $foreground; padding: 0 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    """
 
     state: reactive[ModelState] = reactive(ModelState())
 

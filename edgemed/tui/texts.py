@@ -27,6 +27,11 @@ def advice() -> str:
     return _(ADVICE)
 
 
+def purpose() -> str:
+    """What the program is for, and what not."""
+    return _("edgemed advises and never replaces a clinician's judgement. It is not approved for clinical use.")
+
+
 def refer() -> str:
     """What stands above an answer that the model is too unsure of."""
     return _(REFER)
@@ -53,7 +58,8 @@ def say_sureness(message: Message) -> str:
 
 def say_state(message: Message) -> str:
     """What a person must know of an answer that is not whole."""
-    return {"complete": "", "stopped": _("Stopped: this answer is not whole."), "failed": _("Failed: this answer is not whole.")}[message.state]
+    said = {"complete": "", "stopped": _("Stopped: this answer is not whole."), "failed": _("Failed: this answer is not whole.")}
+    return said[message.state]
 
 
 def say_text(message: Message) -> str:

@@ -28,7 +28,13 @@ _THEMES = (
         panel="#242c39",
         dark=True,
         text_alpha=1.0,
-        variables={"quiet": "#a9b4c4", "selected": "#2d4f7a", "footer-key-foreground": "#6cb2ff", "input-selection-background": "#2d4f7a"},
+        variables={
+            "quiet": "#a9b4c4",
+            "cover": "#11151ca0",
+            "selected": "#2d4f7a",
+            "footer-key-foreground": "#6cb2ff",
+            "input-selection-background": "#2d4f7a",
+        },
     ),
     Theme(
         name="edgemed-light",
@@ -44,7 +50,13 @@ _THEMES = (
         panel="#e1e7f0",
         dark=False,
         text_alpha=1.0,
-        variables={"quiet": "#4d5a6b", "selected": "#bcd7f5", "footer-key-foreground": "#0b5cad", "input-selection-background": "#bcd7f5"},
+        variables={
+            "quiet": "#4d5a6b",
+            "cover": "#fbfcfea0",
+            "selected": "#bcd7f5",
+            "footer-key-foreground": "#0b5cad",
+            "input-selection-background": "#bcd7f5",
+        },
     ),
     Theme(
         name="edgemed-contrast",
@@ -63,6 +75,7 @@ _THEMES = (
         luminosity_spread=0.0,
         variables={
             "quiet": "#ffffff",
+            "cover": "#000000",
             "selected": "#00348f",
             "footer-key-foreground": "#ffff00",
             "input-selection-background": "#00348f",
@@ -75,6 +88,11 @@ _THEMES = (
 def all_themes() -> tuple[Theme, ...]:
     """The themes to register."""
     return _THEMES
+
+
+def default_variables() -> dict[str, str]:
+    """Our own colours, for the moment before a theme is chosen."""
+    return {name: _THEMES[0].variables[name] for name in ("quiet", "cover", "selected")}
 
 
 def textual_name(name: str) -> str:

@@ -12,21 +12,32 @@ screen: it is handed frozen records and returns bytes.
 """
 
 from edgemed.clinic.report.contents import Export, Status, build_contents, status_of
+from edgemed.clinic.report.dicom import export_dicom_pdf
 from edgemed.clinic.report.draft import conversation_findings, draft_question, parse_draft
+from edgemed.clinic.report.fhir import export_fhir
 from edgemed.clinic.report.headings import HEADINGS, heading
 from edgemed.clinic.report.markdown import export_markdown
 from edgemed.clinic.report.pdf import export_pdf
+from edgemed.clinic.report.save import KINDS, build_exports, export_name, save_export
+from edgemed.clinic.report.sr import export_dicom_sr
 
 __all__ = [
     "HEADINGS",
+    "KINDS",
     "Export",
     "Status",
     "build_contents",
+    "build_exports",
     "conversation_findings",
     "draft_question",
+    "export_dicom_pdf",
+    "export_dicom_sr",
+    "export_fhir",
     "export_markdown",
+    "export_name",
     "export_pdf",
     "heading",
     "parse_draft",
+    "save_export",
     "status_of",
 ]

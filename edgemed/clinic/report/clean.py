@@ -22,7 +22,8 @@ from edgemed.core.text import printable
 # Everything that ends a line somewhere becomes a line feed; the byte order mark shows nothing and is no part of a text.
 _BREAKS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Noncharacters: XML 1.0 forbids the last two of the first plane, and none of the others means anything between programs.
-_NONCHARACTERS = re.compile("[\ufdd0-\ufdef\ufeff" + "".join(chr(plane * 0x10000 + low) for plane in range(17) for low in (0xFFFE, 0xFFFF)) + "]")
+_LAST_TWO = "".join(chr(plane * 0x10000 + low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
+_NONCHARACTERS = re.compile(f"[\ufdd0-\ufdef\ufeff{_LAST_TWO}]")
 # Parts of a name shorter than this are too common inside other words to be taken out.
 _SHORTEST_PART = 3
 _BETWEEN = r"[\s^,_=]+"

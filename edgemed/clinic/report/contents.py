@@ -168,7 +168,8 @@ def build_contents(export: Export, translate: Translate = same) -> Contents:
 
 
 def _check(export: Export) -> None:
-    if {part.case_id for part in (export.report, *export.images, *export.messages)} - {export.case.id}:
+    cases = {export.report.case_id, *(image.case_id for image in export.images), *(message.case_id for message in export.messages)}
+    if cases != {export.case.id}:
         raise InputError("Expected a report, images and messages of one case, found parts of another case.", "Export one case at a time.")
     for key in SECTION_KEYS:
         found = len(getattr(export.report, key))

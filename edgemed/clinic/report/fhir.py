@@ -23,6 +23,7 @@ from edgemed.clinic.report.headings import Translate, base_language, heading, is
 Resource = dict[str, Any]
 _STATUS = {"draft": "preliminary", "signed": "final", "amended": "amended"}
 _GENDERS = {"M": "male", "F": "female", "O": "other"}
+_EMPTY: tuple[Any, ...] = (None, "", [], {})
 _TERMINOLOGY = "http://terminology.hl7.org/CodeSystem"
 # FHIR's `string` knows space, tab and line breaks; a no-break space before a French colon is none of these.
 _OTHER_SPACES = re.compile(r"[^\S \n]")
@@ -37,7 +38,7 @@ def export_fhir(export: Export, translate: Translate = same) -> Resource:
 
     devices = {model: f"device-{number}" for number, model in enumerate(contents.models, 1)}
     observations = _observations(contents, devices, say)
-    resource = {
+    resource: Resource = {
         "resourceType": "DiagnosticReport",
         "id": contents.reference,
         "meta": _meta(),
@@ -70,13 +71,17 @@ def _report_uuid(contents: Contents) -> UUID:
     return uuid5(NAMESPACE_OID, f"edgemed report {contents.reference} {contents.version}")
 
 
-def _without_empty(value: Any) -> Any:
+def _without_empty(resource: Resource) -> Resource:
     """FHIR forbids empty strings, lists and objects: what is empty is not there."""
+    kept = {key: _thinned(value) for key, value in resource.items()}
+    return {key: value for key, value in kept.items() if value not in _EMPTY}
+
+
+def _thinned(value: Any) -> Any:
     if isinstance(value, dict):
-        kept = {key: _without_empty(one) for key, one in value.items()}
-        return {key: one for key, one in kept.items() if one not in (None, "", [], {})}
+        return _without_empty(value)
     if isinstance(value, list):
-        return [one for one in map(_without_empty, value) if one not in (None, "", [], {})]
+        return [one for one in map(_thinned, value) if one not in _EMPTY]
     return value
 
 

@@ -102,6 +102,13 @@ def _new_pdf(header: Any, footer: Any) -> FPDF:
     return pdf
 
 
+def _covered(pdf: FPDF) -> frozenset[int]:
+    """The characters that every face has."""
+    from fpdf.fonts import TTFFont
+
+    return frozenset.intersection(*(frozenset(font.cmap) for font in pdf.fonts.values() if isinstance(font, TTFFont)))
+
+
 def _draw_draft(pdf: FPDF) -> None:
     size = 4.2  # mm for a step of the strokes' grid
     left, top = pdf.w / 2 - 19 * size, pdf.h / 2 - 5 * size
@@ -119,7 +126,7 @@ class Sheet:
         self.rtl = is_right_to_left(contents.language)
         self.spelled = False
         self.pdf = _new_pdf(self._header, self._footer)
-        self._has = set(self.pdf.fonts[FAMILY].cmap) & set(self.pdf.fonts[FAMILY + "B"].cmap)
+        self._has = _covered(self.pdf)
         self._describe()
         self.pdf.add_page()
 
@@ -154,7 +161,8 @@ class Sheet:
         pdf.cell(pdf.epw / 2, 5, self.spell(contents.status_text), align="L")
         pdf.set_font(FAMILY, "", 8)
         pdf.set_text_color(*_GREY)
-        pdf.cell(pdf.epw / 2, 5, f"{contents.reference} · {self.say('version')} {contents.version}", align="R", new_x="LMARGIN", new_y="NEXT")
+        about = self.spell(f"{contents.reference} · {self.say('version')} {contents.version}")
+        pdf.cell(pdf.epw / 2, 5, about, align="R", new_x="LMARGIN", new_y="NEXT")
         pdf.set_text_color(*_BLACK)
         pdf.set_y(MARGIN)
 

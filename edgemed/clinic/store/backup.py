@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgemed.clinic.store.database import Database, copy_into, open_read_only
+from edgemed.clinic.store.database import Database
 from edgemed.clinic.store.keys import KdfCost, SealedKey, derive, new_key, seal, unseal
 from edgemed.core.errors import StoreError
 from edgemed.core.files import CHUNK_BYTES, atomic_path, os_errors, sha256_file
@@ -40,7 +40,7 @@ def save_backup(db: Database, target: Path, backup_key: bytes, salt: bytes, cost
     """Write a backup of `db`; the SHA-256 of its pages. The caller holds the lock, so that nothing changes meanwhile."""
     with atomic_path(target, 0o600) as part:
         data_key = new_key()
-        copy_into(db, part, data_key)
+        db.copy_into(part, data_key, target)
         pages_sha256 = sha256_file(part)
         facts: dict[str, int | str] = {"pages_bytes": part.stat().st_size, "pages_sha256": pages_sha256}
         box = seal("backup", data_key, backup_key, salt, cost, facts).to_json()
@@ -52,11 +52,11 @@ def save_backup(db: Database, target: Path, backup_key: bytes, salt: bytes, cost
 
 def _prove(part: Path, data_key: bytes) -> None:
     """Read every page back: a backup that does not open is none."""
-    copy = open_read_only(part, data_key)
+    copy = Database.open_read_only(part, data_key)
     try:
         check_pages(copy)
     finally:
-        copy.raw.close()
+        copy.close()
 
 
 def check_pages(db: Database) -> None:
@@ -91,12 +91,12 @@ def open_backup(backup: Path, passphrase: str) -> Iterator[Database]:
         found: tuple[int | str, int | str] = end.pages_bytes, _sha256_of_start(backup, end.pages_bytes)
     if found != (end.box.facts.get("pages_bytes"), end.box.facts.get("pages_sha256")):
         raise StoreError(f"Expected the pages that were backed up in {backup.name}, found changed ones.", "Copy it again, or use another.")
-    db = open_read_only(backup, key)
+    db = Database.open_read_only(backup, key)
     try:
         check_pages(db)
         yield db
     finally:
-        db.raw.close()
+        db.close()
 
 
 def _sha256_of_start(path: Path, size_bytes: int) -> str:

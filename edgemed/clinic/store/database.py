@@ -35,6 +35,9 @@ _SETTINGS = (
     "temp_store = MEMORY",
     "trusted_schema = OFF",
 )
+_DAMAGE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
+# Errors of a copy come without a name; a copy from a damaged page is a logic error.
+_UNNAMED = {"database or disk is full": "SQLITE_FULL", "disk I/O error": "SQLITE_IOERR", "SQL logic error": "SQLITE_CORRUPT"}
 RESTORE = "Restore the last backup: edgemed cases restore BACKUP."
 
 
@@ -52,23 +55,28 @@ def sqlite_errors(path: Path) -> Iterator[None]:
     """Turn an error of SQLite raised inside into an EdgemedError about `path`. Its texts hold names of columns, never values."""
     try:
         yield
-    except driver().Error as error:
+    except (driver().Error, MemoryError) as error:
         raise describe_sqlite_error(error, path) from error
+
+
+def error_kind(error: BaseException) -> str:
+    """SQLite's name of an error, without its finer part: SQLITE_IOERR_WRITE is a kind of SQLITE_IOERR."""
+    name = "SQLITE_NOMEM" if isinstance(error, MemoryError) else str(getattr(error, "sqlite_errorname", ""))
+    return "_".join(name.split("_")[:2]) or _UNNAMED.get(str(error), "")
 
 
 def describe_sqlite_error(error: Exception, path: Path) -> EdgemedError:
     """One sentence for what SQLite refused, by its error code."""
-    name = str(getattr(error, "sqlite_errorname", "") or type(error).__name__)
-    kind = "_".join(name.split("_")[:2])  # SQLITE_IOERR_WRITE is a kind of SQLITE_IOERR
+    name, kind = str(getattr(error, "sqlite_errorname", type(error).__name__)), error_kind(error)
     if kind == "SQLITE_FULL":
         return ResourceError(f"The disk is full while writing {path.name}; what was saved before is safe.", "Free some space, try again.")
-    if kind in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+    if kind in _DAMAGE:
         return StoreError(f"Expected a whole case store in {path.name}, found a damaged file.", RESTORE)
     if kind in ("SQLITE_BUSY", "SQLITE_LOCKED"):
         return StoreError(f"The case store {path.name} is in use by another program.", "Close the other edgemed, then try again.")
     if kind in ("SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM"):
         return ResourceError(f"The system refused to read or write {path.name} ({name}).", "Check the disk, and its permissions.")
-    if kind == "SQLITE_NOMEM" or isinstance(error, MemoryError):
+    if kind == "SQLITE_NOMEM":
         return ResourceError("The machine has too little memory for this.", "Close other programs.")
     if kind == "SQLITE_TOOBIG":
         return InputError("Expected a text or file of less than 1 GB, found a larger one.", "Split or shrink it.")
@@ -76,48 +84,92 @@ def describe_sqlite_error(error: Exception, path: Path) -> EdgemedError:
 
 
 class Database:
-    """An open encrypted file."""
+    """An open encrypted file.
 
-    def __init__(self, connection: Any, path: Path) -> None:
+    SQLCipher gives a connection up for good when it meets one page that cannot be decrypted. It is opened again then, with the key that
+    is kept here until `close`, so that one damaged image costs that image and not the rest.
+    """
+
+    def __init__(self, path: Path, key: bytes, settings: Sequence[str], uri: str = "") -> None:
+        """Open an existing file. StoreError where it is damaged or of another key."""
         self.path = path
-        self.raw = connection
+        self._key = bytearray(key)
+        self._settings = tuple(settings)
+        self._address = uri or str(path)
         self._log = path.with_name(path.name + "-wal")
+        with sqlite_errors(path):
+            self.raw = self._connect()
 
     @classmethod
-    def open(cls, path: Path, key: bytes, settings: Sequence[str] = _SETTINGS) -> Database:
-        """Open an existing file. StoreError where it is damaged or of another key."""
-        with sqlite_errors(path):
-            db = cls(_connect(str(path), key), path)
-            try:
-                db._prepare(settings)
-            except BaseException:
-                db.raw.close()
-                raise
-            return db
+    def open(cls, path: Path, key: bytes) -> Database:
+        """Open an existing file for reading and writing."""
+        return cls(path, key, _SETTINGS)
 
     @classmethod
     def create(cls, path: Path, key: bytes) -> Database:
         """Open an empty file that only its owner may read."""
         with os_errors(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        with sqlite_errors(path):
-            db = cls(_connect(str(path), key), path)
-            db._prepare(("auto_vacuum = INCREMENTAL", *_SETTINGS))  # before the first page is written: freed pages can be given back
-            return db
+        # Before the first page is written: freed pages can be given back to the system.
+        return cls(path, key, ("auto_vacuum = INCREMENTAL", *_SETTINGS))
 
-    def _prepare(self, settings: Sequence[str]) -> None:
-        for setting in settings:
-            self.raw.execute(f"PRAGMA {setting}").fetchall()
-        self.raw.execute("SELECT count(*) FROM sqlite_master").fetchall()  # the first page: is the key right?
+    @classmethod
+    def open_read_only(cls, path: Path, key: bytes) -> Database:
+        """Open a file that nobody writes, a backup, without a log beside it."""
+        return cls(path, key, ("temp_store = MEMORY",), f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+
+    def _connect(self) -> Any:
+        connection = _connect(self._address, self._key)
+        try:
+            for setting in self._settings:
+                connection.execute(f"PRAGMA {setting}").fetchall()
+            connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # the first page: is the key right?
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    @contextmanager
+    def using(self) -> Iterator[None]:
+        """The border around every use of `raw`; a connection that met a damaged page is replaced."""
+        try:
+            yield
+        except (driver().Error, MemoryError) as error:
+            if error_kind(error) in _DAMAGE:
+                self._replace()
+            raise describe_sqlite_error(error, self.path) from error
+
+    def _replace(self) -> None:
+        self.raw.close()
+        with sqlite_errors(self.path):
+            self.raw = self._connect()
+
+    def copy_into(self, target: Path, key: bytes, called: Path) -> None:
+        """Write all pages into the empty file `target`, under another key, without a log or journal beside it.
+
+        `called`: what that file will be renamed to, for errors.
+        """
+        with sqlite_errors(called):
+            copy = _connect(str(target), key)
+        try:
+            copy.execute("PRAGMA journal_mode = OFF").fetchall()
+            self.raw.backup(copy)
+        except (driver().Error, MemoryError) as error:
+            if error_kind(error) not in _DAMAGE:
+                raise describe_sqlite_error(error, called) from error
+            self._replace()  # what was empty cannot be damaged: it is a page of ours
+            raise describe_sqlite_error(error, self.path) from error
+        finally:
+            copy.close()
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> int:
         """One statement that changes something; how many rows it changed."""
-        with sqlite_errors(self.path), closing(self.raw.execute(sql, values)) as cursor:
+        with self.using(), closing(self.raw.execute(sql, values)) as cursor:
             return int(cursor.rowcount)
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""
-        with sqlite_errors(self.path), closing(self.raw.execute(sql, values)) as cursor:
+        with self.using(), closing(self.raw.execute(sql, values)) as cursor:
             return list(cursor.fetchall())
 
     def row(self, sql: str, values: Sequence[Any] = ()) -> tuple[Any, ...] | None:
@@ -159,36 +211,15 @@ class Database:
     def close(self) -> None:
         """Checkpoint and close. SQLCipher wipes its key and pages."""
         self.checkpoint()
+        for place in range(len(self._key)):
+            self._key[place] = 0
         with suppress(driver().Error):
             self.raw.close()
 
 
-def open_read_only(path: Path, key: bytes) -> Database:
-    """Open a file that nobody writes, a backup, without a log beside it."""
-    with sqlite_errors(path):
-        db = Database(_connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", key, uri=True), path)
-        try:
-            db._prepare(("temp_store = MEMORY",))
-        except BaseException:
-            db.raw.close()
-            raise
-        return db
-
-
-def copy_into(source: Database, target: Path, key: bytes) -> None:
-    """Write all pages of `source` into the empty file `target`, under another key, without a log or journal beside it."""
-    with sqlite_errors(target):
-        copy = _connect(str(target), key)
-        try:
-            copy.execute("PRAGMA journal_mode = OFF").fetchall()
-            source.raw.backup(copy)
-        finally:
-            copy.close()
-
-
-def _connect(path: str, key: bytes, uri: bool = False) -> Any:
+def _connect(address: str, key: bytes | bytearray) -> Any:
     """A connection with its key set. Threads take turns under access.py's lock."""
-    connection = driver().connect(path, isolation_level=None, check_same_thread=False, uri=uri)
+    connection = driver().connect(address, isolation_level=None, check_same_thread=False, uri=address.startswith("file:"))
     connection.execute("PRAGMA cipher_log_level = NONE").fetchall()  # it would write into the terminal
     connection.execute(f"PRAGMA key = \"x'{key.hex()}'\"").fetchall()
     connection.execute(f"PRAGMA cipher_page_size = {PAGE_BYTES}").fetchall()

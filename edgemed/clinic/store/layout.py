@@ -43,6 +43,11 @@ class Layout:
     def log(self) -> Path:
         return self.db.with_name(self.db.name + "-wal")
 
+    def require_own_name(self) -> None:
+        """Refuse a name that one of the files beside the store has."""
+        if self.db in (self.key, self.tries, self.lock):
+            raise StoreError(f"Expected a store's name such as cases.db, found {self.db.name}.", "Choose another file with --store.")
+
     def make_folder(self) -> None:
         """The folder, for its owner alone where it is new."""
         with os_errors(self.db):

@@ -1,8 +1,8 @@
 """The life of a store: made, opened, locked, unlocked, its passphrase changed, backed up, restored. Settings, because locking needs one.
 
-Everything that needs the passphrase is here. Between, only the connection has the data key (in memory that SQLCipher locks and wipes);
-of the passphrase, only the key for backups is kept, and overwritten by `lock`. Python itself may leave copies of what was typed in
-memory that it has freed: it cannot be made to wipe those.
+Everything that needs the passphrase is here. Between, the connection has the data key (in memory that SQLCipher locks and wipes), and two
+byte arrays that `lock` overwrites hold it and the key for backups. Python itself may leave copies of keys and of what was typed in memory
+that it has freed: it cannot be made to wipe those.
 
 A change of passphrase is two steps: the key file is replaced, then a transaction notes it with the file's number (`generation`). A crash
 between leaves a file that is one ahead, which the next opening notes.
@@ -18,7 +18,7 @@ from typing import TypeVar
 from edgemed.clinic.store.access import Access, Change, Means
 from edgemed.clinic.store.audit import AuditLog
 from edgemed.clinic.store.backup import load_end, open_backup, save_backup
-from edgemed.clinic.store.database import Database, copy_into
+from edgemed.clinic.store.database import Database
 from edgemed.clinic.store.filelock import FileLock
 from edgemed.clinic.store.harden import forbid_core_files
 from edgemed.clinic.store.keys import SealedKey, check_passphrase, derive, new_key, new_salt
@@ -26,7 +26,7 @@ from edgemed.clinic.store.layout import Layout, Opened, seal_store_key, unseal_s
 from edgemed.clinic.store.rows import storable
 from edgemed.clinic.store.schema import migrate
 from edgemed.clinic.store.tries import Tries
-from edgemed.core.errors import EdgemedError, StoreError
+from edgemed.core.errors import EdgemedError, InputError, StoreError
 from edgemed.core.files import atomic_path
 
 LOCK_AFTER_S = 300
@@ -43,6 +43,7 @@ class Vault:
         self.path = path
         self._access = Access(actor, means)
         self._files = Layout(path)
+        self._files.require_own_name()
         self._file_lock = FileLock(self._files.lock)
         self._backup_key = bytearray()
         self._box: SealedKey | None = None
@@ -89,12 +90,31 @@ class Vault:
             files.tries.unlink(missing_ok=True)
             opened = seal_store_key(new_key(), passphrase, self._access.means.cost, 1)
             with atomic_path(files.db, 0o600) as part:
-                _fill(part, opened, self._access, source)
+                self._fill(part, opened, source)
                 files.save_key(opened.box)
             self._connect(opened)
         except BaseException:
             self._disconnect()
             raise
+
+    def _fill(self, part: Path, opened: Opened, source: Database | None) -> None:
+        """Write a new store's database, empty or from a backup."""
+        if source is not None:
+            source.copy_into(part, opened.data_key, self.path)
+        db = Database.create(part, opened.data_key)
+        try:
+            migrate(db, created=source is None)
+            with db.transaction():
+                change = Change(db, self.actor, self._access.means.now())
+                _save_generation(change, opened.generation)
+                if source is None:
+                    db.run("INSERT INTO meta (name, value) VALUES ('record_key', ?)", (new_key().hex(),))
+                    change.note("store.created", self._access.means.new_id())
+                else:
+                    change.note("store.restored", detail={"pages_sha256": str(load_end(source.path).box.facts["pages_sha256"])})
+            db.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it into the one file that is renamed
+        finally:
+            db.close()
 
     def unlock(self, passphrase: str) -> None:
         """Open a locked store. Does nothing where it is open already."""
@@ -140,8 +160,6 @@ class Vault:
                 change.note(what, detail={"generation": str(opened.generation), "noted": "at the next opening"})
             change.note("store.opened", detail={"failed_tries_before": str(failed)} if failed else {})
             self._lock_after_s = _read_seconds(change.db)
-        if self._access.db is not None:
-            self._access.db.checkpoint()
 
     # ---------------------------------------------------------------- locked
 
@@ -217,8 +235,7 @@ class Vault:
             assert self._box is not None
             if target.is_dir():
                 target = target / f"cases-{self._access.means.now():%Y%m%d-%H%M%S}.edgemed-backup"
-            if target.exists():
-                raise StoreError(f"Expected no file at {target}, found one.", "Choose another name, or a folder.")
+            _require_new_file(target)
             salt, cost, key = self._box.salt, self._box.cost, bytes(self._backup_key)
             if passphrase is not None:
                 salt, cost = new_salt(), self._access.means.cost
@@ -248,24 +265,11 @@ class Vault:
             self._lock_after_s = _read_seconds(db)
 
 
-def _fill(part: Path, opened: Opened, access: Access, source: Database | None) -> None:
-    """Write a new store's database, empty or from a backup."""
-    if source is not None:
-        copy_into(source, part, opened.data_key)
-    db = Database.create(part, opened.data_key)
-    try:
-        migrate(db, created=source is None)
-        with db.transaction():
-            change = Change(db, access.actor, access.means.now())
-            _save_generation(change, opened.generation)
-            if source is None:
-                db.run("INSERT INTO meta (name, value) VALUES ('record_key', ?)", (new_key().hex(),))
-                change.note("store.created", access.means.new_id())
-            else:
-                change.note("store.restored", detail={"pages_sha256": str(load_end(source.path).box.facts["pages_sha256"])})
-        db.rows("PRAGMA wal_checkpoint(TRUNCATE)")  # all of it into the one file that is renamed
-    finally:
-        db.close()
+def _require_new_file(target: Path) -> None:
+    if target.exists():
+        raise StoreError(f"Expected no file at {target}, found one.", "Choose another name, or a folder.")
+    if not target.parent.is_dir():  # never made: a stick that is not plugged in must not become a folder of the laptop
+        raise InputError(f"Expected a folder at {target.parent}, found none.", "Plug the stick in, or make the folder.")
 
 
 def _load_generation(change: Change) -> int:

@@ -15,13 +15,13 @@ from textual.widgets import DirectoryTree, Input, Static
 from edgemed.core.text import one_line
 from edgemed.tui.i18n import _
 from edgemed.tui.paths import IMAGE_SUFFIXES, complete, parse_pasted
-from edgemed.tui.screens.base import Dialog
+from edgemed.tui.screens.base import Dialog, Working
 
 
 class PathSuggester(Suggester):
     """The first file or folder that what is typed begins."""
 
-    def __init__(self, screen: AttachScreen) -> None:
+    def __init__(self, screen: Working) -> None:
         super().__init__(use_cache=False, case_sensitive=True)
         self._screen = screen
 

@@ -58,7 +58,7 @@ class Dialog(Working, ModalScreen[Result]):
     """A box over a screen; Escape closes it without a result."""
 
     DEFAULT_CSS = """
-    Dialog { align: center middle; background: $background 60%; }
+    Dialog { align: center middle; background: $cover; }
     Dialog > .box { width: 70; max-width: 96%; height: auto; max-height: 96%; border: round $primary; background: $surface; padding: 0 1; }
     Dialog .title { text-style: bold; color: $primary; width: 1fr; }
     Dialog .text { width: 1fr; }

@@ -24,6 +24,7 @@ from edgemed.tui.session import Answered, CaseSession, Left, Piece, Said, Sessio
 from edgemed.tui.status import StatusBar
 from edgemed.tui.texts import say_case
 from edgemed.tui.viewer import ImageView
+from edgemed.tui.viewgrid import MAX_VIEWS, Shown, ViewGrid
 from edgemed.tui.widgets.conversation import Conversation
 from edgemed.tui.widgets.question import QuestionInput
 from edgemed.tui.widgets.strip import ImageStrip
@@ -40,7 +41,7 @@ class CaseScreen(ChatScreen):
     CaseScreen #body { height: 1fr; }
     CaseScreen #left { width: 2fr; min-width: 30; }
     CaseScreen #right { width: 3fr; }
-    CaseScreen ImageView { height: 1fr; }
+    CaseScreen ViewGrid { height: 1fr; }
     CaseScreen.-image #right { display: none; }
     CaseScreen.-talk #left { display: none; }
     CaseScreen #offer { height: 1; padding: 0 1; background: $selected; color: $foreground; display: none; }
@@ -52,7 +53,8 @@ class CaseScreen(ChatScreen):
         Binding("ctrl+r", "retry", N_("Retry")),
         Binding("ctrl+t", "report", N_("Report")),
         Binding("ctrl+g", "image", N_("Image")),
-        Binding("f6", "layout", N_("Layout")),
+        Binding("f4", "beside", N_("Side by side"), show=False),
+        Binding("f6", "layout", N_("Layout"), show=False),
         Binding("escape", "back", N_("Stop/Back")),
     ]
 
@@ -67,6 +69,9 @@ class CaseScreen(ChatScreen):
         super().__init__()
         self.case_id = case_id
         self._answering = False
+        self._retry_wanted = False
+        self._unsaid = ""
+        self._side_by_side = False
         self._offered: Path | None = None
 
     def compose(self) -> ComposeResult:
@@ -74,7 +79,7 @@ class CaseScreen(ChatScreen):
         with Horizontal(id="body"):
             with Vertical(id="left"):
                 yield ImageStrip(id="images")
-                yield ImageView(self.chat.graphics, id="view")
+                yield ViewGrid(self.chat.graphics, id="view")
             with Vertical(id="right"):
                 yield Conversation(id="talk")
         yield Static("", id="offer", markup=False)
@@ -90,7 +95,7 @@ class CaseScreen(ChatScreen):
         self.query_one("#question").focus()
         self.go(self._load())
         if self.chat.options.watch is not None:
-            self.go(self._watch(self.chat.options.watch), group="watch")
+            self.go(self._watch_folder(self.chat.options.watch), group="watch")
 
     def on_unmount(self) -> None:
         if self.chat.session is self.session:  # left by Escape; a lock has taken care of it already
@@ -102,7 +107,9 @@ class CaseScreen(ChatScreen):
     async def _load(self) -> None:
         await self._head()
         store = self.chat.store
-        await self.query_one(Conversation).show(await self.offload(store.list_messages, self.case_id))
+        messages = await self.offload(store.list_messages, self.case_id)
+        await self.query_one(Conversation).show(messages)
+        self._offer_retry(bool(messages) and (messages[-1].role == "user" or messages[-1].state != "complete"))
         self.query_one(ImageStrip).fill(await self.offload(store.list_images, self.case_id))
 
     async def _head(self) -> Case:
@@ -115,11 +122,23 @@ class CaseScreen(ChatScreen):
         self.go(self._show_image(event.image), group="picture", exclusive=True)
 
     async def _show_image(self, image: CaseImage) -> None:
-        picture = self.chat.guard.watch(await self.offload(self.session.picture, image))
-        view = self.query_one(ImageView)
-        if self.chat.artifact is not None:
-            view.preparation = self.chat.artifact.manifest.image
-        view.show(picture, image.view, key=image.id)
+        """One image, or with F4 those that are asked about, side by side."""
+        strip, grid = self.query_one(ImageStrip), self.query_one(ViewGrid)
+        images = strip.asked[:MAX_VIEWS] if self._side_by_side and len(strip.asked) > 1 else (strip.find(image.id) or image,)
+        pictures = [self.chat.guard.watch(await self.offload(self.session.picture, one)) for one in images]
+        grid.set_preparation(self.chat.artifact.manifest.image if self.chat.artifact else None)
+        titles = [f"{number} {one_line(one.name)}" if len(images) > 1 else "" for number, one in enumerate(images, 1)]
+        grid.show([Shown(p, one.view, one.id, title) for p, one, title in zip(pictures, images, titles, strict=True)])
+
+    def action_beside(self) -> None:
+        """The images that are asked about side by side, or one alone."""
+        strip = self.query_one(ImageStrip)
+        if len(strip.asked) < 2 and not self._side_by_side:
+            self.chat.say(_("Mark two to four images with Space in the list of images first."))
+            return
+        self._side_by_side = not self._side_by_side
+        if strip.highlighted is not None:
+            self.go(self._show_image(strip.images[strip.highlighted]), group="picture", exclusive=True)
 
     @on(ImageView.ViewChanged)
     def _look(self, event: ImageView.ViewChanged) -> None:
@@ -140,6 +159,7 @@ class CaseScreen(ChatScreen):
             self.chat.say(_("The answer before is still coming. Escape stops it."))
             return
         event.input.value = ""
+        self._unsaid = question
         images = self.query_one(ImageStrip).asked
         self._answer(lambda: self.session.ask(question, images, self._sink))
 
@@ -160,10 +180,22 @@ class CaseScreen(ChatScreen):
             await self.offload(work)
         except EdgemedError:
             await talk.end(None)
+            self._give_back()
             raise
         finally:
             self._set_answering(False)
         await self._head()
+
+    def _give_back(self) -> None:
+        """A question that could not even be recorded returns to the line it was typed into."""
+        line = self.query_one("#question", QuestionInput)
+        if self._unsaid and not line.value:
+            line.value = self._unsaid
+        self._unsaid = ""
+
+    def _offer_retry(self, wanted: bool) -> None:
+        self._retry_wanted = wanted
+        self.refresh_bindings()
 
     def _sink(self, event: SessionEvent) -> None:
         """In the answering thread: text goes into the buffer, the rest to the screen as a message."""
@@ -175,6 +207,7 @@ class CaseScreen(ChatScreen):
     async def on_case_screen_happened(self, message: Happened) -> None:
         talk, event = self.query_one(Conversation), message.event
         if isinstance(event, Said):
+            self._unsaid = ""
             await talk.end(None)
             await talk.add(event.message)
             await talk.begin()
@@ -187,11 +220,16 @@ class CaseScreen(ChatScreen):
             self.chat.say(text.format(count=event.exchanges))
         elif isinstance(event, Answered):
             await talk.end(event)
+            self._offer_retry(event.message.state != "complete")
 
     def _set_answering(self, answering: bool) -> None:
         self._answering = answering
         bar = self.query_one(StatusBar)
         bar.state = replace(bar.state, answering=answering)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Retry is offered where there is something to retry."""
+        return self._retry_wanted if action == "retry" else super().check_action(action, parameters)
 
     def action_back(self) -> None:
         """Stop the answer; else back to the question, and from there to the list."""
@@ -209,7 +247,7 @@ class CaseScreen(ChatScreen):
 
     def action_image(self) -> None:
         """To the image's keys, and back."""
-        view = self.query_one(ImageView)
+        view = self.query_one(ViewGrid).active
         (self.query_one("#question") if view.has_focus else view).focus()
 
     def action_layout(self) -> None:
@@ -227,9 +265,9 @@ class CaseScreen(ChatScreen):
 
         path = await self.app.push_screen_wait(AttachScreen(self.chat.options.watch))
         if path is not None:
-            await self._attach(path)
+            await self._take_file(path)
 
-    async def _attach(self, path: Path) -> None:
+    async def _take_file(self, path: Path) -> None:
         self.chat.say(_("Opening {name} …").format(name=one_line(path.name)))
         attached = await self.offload(attach_file, self.chat.store, self.case_id, path)
         self.query_one(ImageStrip).fill(await self.offload(self.chat.store.list_images, self.case_id), show=attached.image.id)
@@ -246,7 +284,7 @@ class CaseScreen(ChatScreen):
         if attached.warnings:
             text = "\n".join((*attached.warnings, _("Black out what names the patient before you ask.")))
             if await self.app.push_screen_wait(ConfirmDialog(_("Look at this image first"), text, _("Mask text"))):
-                view = self.query_one(ImageView)
+                view = self.query_one(ViewGrid).active
                 view.focus()
                 view.action_masks()
 
@@ -256,13 +294,13 @@ class CaseScreen(ChatScreen):
 
     async def _take_pasted(self, event: QuestionInput.PathPasted) -> None:
         if await self.offload(event.path.is_file):
-            await self._attach(event.path)
+            await self._take_file(event.path)
         else:
-            event.question.insert(event.text)
+            event.question.put_text(event.text)
 
     # -- a watched folder ---------------------------------------------------------------------------------------------
 
-    async def _watch(self, folder: Path) -> None:
+    async def _watch_folder(self, folder: Path) -> None:
         self._folder = await self.offload(FolderWatch, folder)
         self._waiting: list[Path] = []
         self.set_interval(WATCH_S, lambda: self.go(self._look_for_files(), group="poll", exclusive=True))
@@ -285,7 +323,7 @@ class CaseScreen(ChatScreen):
         path, self._offered = self._offered, None
         self._show_offer()
         if path is not None:
-            self.go(self._attach(path))
+            self.go(self._take_file(path))
 
     # -- the report ---------------------------------------------------------------------------------------------------
 

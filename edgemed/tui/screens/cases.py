@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich.text import Text
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.widgets import DataTable, Footer, Input, Static
@@ -47,9 +47,16 @@ class CaseListScreen(ChatScreen):
     def on_mount(self) -> None:
         super().on_mount()
         table = self.query_one(DataTable)
-        for title, width in ((_("Case"), 36), (_("Images"), 6), (_("Messages"), 8), (_("Changed"), 16), (_("Report"), 8)):
+        for title, width in ((_("Case"), 20), (_("Images"), 7), (_("Messages"), 8), (_("Changed"), 16), (_("Report"), 8)):
             table.add_column(title, width=width)
         table.focus()
+
+    def on_resize(self, event: events.Resize) -> None:
+        table = self.query_one(DataTable)
+        label, *others = table.ordered_columns
+        taken = sum(column.get_render_width(table) for column in others) + 2 * table.cell_padding
+        label.width = max(event.size.width - taken - table.scrollbar_size_vertical, 12)
+        table.refresh(layout=True)
 
     def on_screen_resume(self) -> None:
         self.go(self._load(), group="load", exclusive=True)
@@ -132,17 +139,14 @@ class CaseListScreen(ChatScreen):
             await self._load()
 
     def action_settings(self) -> None:
-        """Language, theme, auto-lock."""
+        """Language, look, auto-lock."""
         from edgemed.tui.screens.settings import SettingsScreen
 
-        self.go(self._settings(SettingsScreen()))
+        def changed(saved: bool | None) -> None:
+            if saved:
+                self.app.switch_screen(CaseListScreen())  # in the new language
 
-    async def _settings(self, screen: object) -> None:
-        from edgemed.tui.screens.settings import SettingsScreen
-
-        assert isinstance(screen, SettingsScreen)
-        if await self.app.push_screen_wait(screen):
-            await self.app.switch_screen(CaseListScreen())  # in the new language
+        self.app.push_screen(SettingsScreen(), changed)
 
 
 def _cells(case: Case) -> tuple[Text, ...]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
-from textual.content import Content
 from textual.widgets import Static
 
 from edgemed.tui.i18n import N_, _
 from edgemed.tui.screens.base import Dialog
-from edgemed.tui.texts import advice
+from edgemed.tui.texts import purpose
 
 # (section, (keys, what they do)…); translated when shown.
 SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
@@ -42,6 +44,7 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("Ctrl+N", N_("Attach the new file of the watched folder")),
             ("Ctrl+T", N_("The report")),
             ("Ctrl+G", N_("To the image's keys, and back")),
+            ("F4", N_("The marked images side by side, or one alone")),
             ("F6", N_("Image and conversation, image alone, conversation alone")),
             ("Space", N_("In the list of images: ask about this image or not")),
         ),
@@ -67,22 +70,28 @@ _KEYS_WIDTH = 16
 class HelpScreen(Dialog[None]):
     """All keys in a box that scrolls."""
 
-    DEFAULT_CSS = "HelpScreen VerticalScroll { height: auto; max-height: 100%; }"
+    DEFAULT_CSS = """
+    HelpScreen > .box { width: 78; }
+    HelpScreen VerticalScroll { height: auto; max-height: 100%; }
+    """
     BINDINGS = [("f1", "cancel", ""), ("enter", "cancel", "")]
 
     def compose_box(self) -> ComposeResult:
         with VerticalScroll():
-            yield Static(_help(), markup=False)
+            yield Static(_help(self.app.theme_variables["primary"]), markup=False)
 
     def on_mount(self) -> None:
         super().on_mount()
         self.query_one(VerticalScroll).focus()
 
 
-def _help() -> Content:
-    lines = [Content.styled(advice(), "italic"), Content("")]
+def _help(colour: str) -> Group:
+    parts: list[Text | Table] = [Text(purpose(), style="italic"), Text("")]
     for title, keys in SECTIONS:
-        lines.append(Content.styled(_(title), "bold $primary"))
-        lines += [Content.assemble((f"{key:<{_KEYS_WIDTH}}", "$secondary"), _(what)) for key, what in keys]
-        lines.append(Content(""))
-    return Content("\n").join(lines[:-1])
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(width=_KEYS_WIDTH)
+        grid.add_column(ratio=1)
+        for key, what in keys:
+            grid.add_row(Text(key, style=colour), Text(_(what)))
+        parts += [Text(_(title), style=f"bold {colour}"), grid, Text("")]
+    return Group(*parts[:-1])

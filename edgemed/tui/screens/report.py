@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
@@ -39,7 +38,7 @@ class ReportScreen(ChatScreen):
     BINDINGS = [
         Binding("f5", "draft", N_("Draft")),
         Binding("ctrl+s", "save", N_("Save")),
-        Binding("f7", "sign", N_("Sign")),
+        Binding("f9", "sign", N_("Sign")),
         Binding("f8", "export", N_("Export")),
         Binding("escape", "back", N_("Back")),
     ]

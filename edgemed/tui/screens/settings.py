@@ -38,7 +38,7 @@ class SettingsScreen(Dialog[bool]):
             yield Select([(name, name) for name in SETTINGS], value=self.chat.graphics_setting, allow_blank=False, id="graphics")
         with Horizontal(classes="row"):
             yield Static(_("Lock after (minutes)"), markup=False)
-            yield Input(str(self.chat.lock_minutes), type="integer", id="minutes", max_length=3)
+            yield Input(str(max(self.chat.lock_after_s // 60, 1)), type="integer", id="minutes", max_length=3)
         yield Static("", classes="problem", markup=False)
         with Horizontal(classes="buttons"):
             yield Button(_("Cancel"), id="cancel")
@@ -58,7 +58,7 @@ class SettingsScreen(Dialog[bool]):
             problem.add_class("-shown")
             return
         values = {name: str(self.query_one(f"#{name}", Select).value) for name in ("language", "theme", "graphics")}
-        self.go(self._keep(values | {"lock_minutes": minutes}))
+        self.go(self._keep(values | {"lock_after_s": str(int(minutes) * 60)}))
 
     async def _keep(self, values: dict[str, str]) -> None:
         for key, value in values.items():

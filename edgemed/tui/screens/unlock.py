@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import Vertical
+from textual.containers import Container, Vertical
 from textual.reactive import reactive
 from textual.widgets import Button, Footer, Input, Static
 
@@ -20,7 +20,7 @@ class UnlockScreen(ChatScreen):
     """Asks for the passphrase. `ready` False: the store is still being locked."""
 
     DEFAULT_CSS = """
-    UnlockScreen { align: center middle; }
+    UnlockScreen #middle { height: 1fr; align: center middle; }
     UnlockScreen #box { width: 60; max-width: 96%; height: auto; border: round $primary; background: $surface; padding: 1 2; }
     UnlockScreen .title { text-style: bold; color: $primary; }
     UnlockScreen .quiet { color: $quiet; margin-bottom: 1; }
@@ -35,7 +35,7 @@ class UnlockScreen(ChatScreen):
         self.set_reactive(UnlockScreen.ready, ready)
 
     def compose(self) -> ComposeResult:
-        with Vertical(id="box"):
+        with Container(id="middle"), Vertical(id="box"):
             yield Static(_("edgemed is locked"), classes="title", markup=False)
             yield Static(one_line(str(self.chat.store_path)), classes="quiet", markup=False)
             yield Input(password=True, placeholder=_("Passphrase"), id="passphrase")
@@ -68,7 +68,7 @@ class UnlockScreen(ChatScreen):
         finally:
             self.query_one(Input).value = ""
             self.ready = True
-        await self.chat.enter()
+        self.chat.enter()
 
     def failed(self, error: EdgemedError) -> None:
         self.query_one("#problem", Static).update(say_error(error))

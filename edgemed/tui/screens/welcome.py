@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import VerticalScroll
+from textual.containers import Container, VerticalScroll
 from textual.widgets import Button, Footer, Input, Static
 
 from edgemed.core.errors import EdgemedError
@@ -12,7 +12,7 @@ from edgemed.core.text import one_line
 from edgemed.tui.i18n import _
 from edgemed.tui.screens.base import ChatScreen
 from edgemed.tui.status import StatusBar
-from edgemed.tui.texts import advice, say_error
+from edgemed.tui.texts import purpose, say_error
 from edgemed.tui.widgets.model_panel import ModelPanel
 
 
@@ -20,8 +20,9 @@ class WelcomeScreen(ChatScreen):
     """Model and passphrase."""
 
     DEFAULT_CSS = """
-    WelcomeScreen { align: center middle; }
-    WelcomeScreen #box { width: 76; max-width: 100%; height: auto; max-height: 100%; border: round $primary; background: $surface; padding: 0 2; }
+    WelcomeScreen #middle { height: 1fr; align: center middle; }
+    WelcomeScreen #box { width: 76; max-width: 100%; height: auto; max-height: 100%; padding: 0 2;
+        border: round $primary; background: $surface; }
     WelcomeScreen .title { text-style: bold; color: $primary; }
     WelcomeScreen .section { text-style: bold; margin-top: 1; }
     WelcomeScreen .quiet { color: $quiet; }
@@ -29,14 +30,14 @@ class WelcomeScreen(ChatScreen):
     """
 
     def compose(self) -> ComposeResult:
-        with VerticalScroll(id="box", can_focus=False):
+        with Container(id="middle"), VerticalScroll(id="box", can_focus=False):
             yield Static(_("Welcome to edgemed"), classes="title", markup=False)
-            yield Static(advice(), classes="quiet", markup=False)
+            yield Static(purpose(), classes="quiet", markup=False)
             yield Static(_("1. The model"), classes="section", markup=False)
-            yield ModelPanel()
+            yield ModelPanel(brief=True)
             yield Static(_("2. The case store"), classes="section", markup=False)
             yield Static(
-                _("Cases are kept encrypted in {path}. Without the passphrase nobody can read them, not even you.").format(
+                _("Nobody can read your cases without the passphrase, and it cannot be recovered. They are kept in: {path}").format(
                     path=one_line(str(self.chat.store_path))
                 ),
                 classes="quiet",
@@ -70,7 +71,7 @@ class WelcomeScreen(ChatScreen):
 
     async def _make(self, passphrase: str) -> None:
         await self.offload(self.chat.create_store, passphrase)
-        await self.chat.enter()
+        self.chat.enter()
 
     def failed(self, error: EdgemedError) -> None:
         self.query_one("#problem", Static).update(say_error(error))

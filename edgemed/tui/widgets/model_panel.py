@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ModelPanel(Vertical):
-    """Finds or makes the model, and begins to load it."""
+    """Finds or makes the model, and begins to load it. `brief`: the first line of what fits."""
 
     DEFAULT_CSS = """
     ModelPanel { height: auto; }
@@ -30,6 +30,10 @@ class ModelPanel(Vertical):
     ModelPanel.-missing #make { display: block; }
     ModelPanel.-making ProgressBar { display: block; }
     """
+
+    def __init__(self, brief: bool = False) -> None:
+        super().__init__()
+        self._brief = brief
 
     @property
     def chat(self) -> ChatApp:
@@ -59,7 +63,8 @@ class ModelPanel(Vertical):
         m = artifact.manifest
         found.update(_("Model: {name}, {quant}").format(name=one_line(m.name), quant=one_line(m.llm.quant)))
         try:
-            fit.update("\n".join(one_line(line) for line in await self.chat.offload(self.chat.models.fit, artifact)))
+            lines = await self.chat.offload(self.chat.models.fit, artifact)
+            fit.update("\n".join(one_line(line) for line in (lines[:1] if self._brief else lines)))
         except EdgemedError as error:
             fit.update(say_error(error))
 

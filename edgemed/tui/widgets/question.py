@@ -20,7 +20,7 @@ class QuestionInput(Input):
     """
 
     class PathPasted(Message):
-        """Text that looks like a path was pasted: if there is no such file, it is text after all (`insert`)."""
+        """Text that looks like a path was pasted: if there is no such file, it is text after all (`put_text`)."""
 
         def __init__(self, question: QuestionInput, path: Path, text: str) -> None:
             super().__init__()
@@ -35,7 +35,7 @@ class QuestionInput(Input):
         event.prevent_default()
         self.post_message(self.PathPasted(self, path, event.text))
 
-    def insert(self, text: str) -> None:
+    def put_text(self, text: str) -> None:
         """Put pasted text in after all."""
         lines = text.splitlines()
         if lines:

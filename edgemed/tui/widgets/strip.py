@@ -20,7 +20,8 @@ class ImageStrip(OptionList):
     """Which images there are, which one is looked at (highlighted), and which are asked about (●)."""
 
     DEFAULT_CSS = """
-    ImageStrip { height: auto; max-height: 5; border: none; padding: 0; background: $surface; scrollbar-size-vertical: 1; text-wrap: nowrap; text-overflow: ellipsis; }
+    ImageStrip { height: auto; max-height: 5; border: none; padding: 0; background: $surface;
+        text-wrap: nowrap; text-overflow: ellipsis; }
     ImageStrip:focus { border: none; background-tint: $foreground 0%; }
     ImageStrip.-none { display: none; }
     """
