@@ -10,11 +10,13 @@ import threading
 import numpy as np
 import pytest
 from textual.app import App, ComposeResult
+from textual.geometry import Region
 from textual.pilot import Pilot
 
 from edgemed.clinic.records import Box, View, Window
 from edgemed.core.errors import EdgemedError
 from edgemed.core.images import ImagePreparation, prepare
+from edgemed.tui.drawing import DrawRequest
 from edgemed.tui.terminal import Graphics
 from edgemed.tui.viewer import ImageView
 from edgemed.tui.viewgrid import Shown, ViewGrid
@@ -354,16 +356,45 @@ async def test_linked_views_follow() -> None:
         assert grid.active is first
 
 
-async def test_sixels_are_drawn_with_the_pixels_of_their_cells() -> None:
+def read_sixels(code: str, size: tuple[int, int]) -> np.ndarray:
+    """What a terminal would draw, by the DEC's description of the format: the red of each pixel, 0 to 255; -1 where nothing is."""
+    width, height = size
+    drawn = np.full((height + 6, width), -1.0)
+    colours: dict[int, float] = {}
+    x = y = colour = 0
+    repeat = 1
+    body = code[code.index("q") + 1 :].split("\x1b")[0]
+    for token in re.finditer(r'"[\d;]*|#(\d+)(?:;2;(\d+);\d+;\d+)?|!(\d+)|[$-]|([?-~])', body):
+        if token[1]:
+            colour = int(token[1])
+            if token[2]:
+                colours[colour] = int(token[2]) * 2.55
+        elif token[3]:
+            repeat = int(token[3])
+        elif token[0] in "$-":
+            x, y = 0, y + 6 * (token[0] == "-")
+        elif token[4]:
+            for bit in range(6):
+                if ord(token[4]) - 63 >> bit & 1:
+                    drawn[y + bit, x : x + repeat] = colours[colour]
+            x, repeat = x + repeat, 1
+    return drawn[:height]
+
+
+async def test_sixels_show_every_grey_level_in_the_place_of_their_cells() -> None:
     app = Viewer([FakePicture([ramp(3000, 2000)])], kind="sixel")
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        surface = app.image_view._surface
-        cells = surface.content_size
-        assert surface.image.size == (cells.width * 10, cells.height * 20)
-        strips = surface.children[0].render_lines(surface.children[0].region.reset_offset)
-        sixels = "".join(segment.text for segment in strips[-1])
-        assert "\x1bP" in sixels and sixels.count("\x1b\\") == 1
+        image = app.image_view
+        strips = image._surface.render_lines(image._surface.size.region)
+        assert [strip.cell_length for strip in strips[:-1]] == [0] * (len(strips) - 1) and strips[-1].cell_length == 78
+        code = "".join(segment.text for segment in strips[-1] if segment.control)
+        size = (image._surface.size.width * 10, image._surface.size.height * 20)
+        expected = image._drawer.draw(DrawRequest(image.pictures[0], image.view, image.viewport)).canvas
+        assert expected.size == size
+        # Sixels say colours in percent: half a percent is 1.3 grey levels.
+        assert np.abs(read_sixels(code, size) - np.asarray(expected.convert("L"))).max() <= 1.3
+        assert not any(segment.control for strip in image._surface.render_lines(Region(0, 0, 0, 0)) for segment in strip)
 
 
 async def test_kittys_terminal_forgets_the_image_when_it_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:

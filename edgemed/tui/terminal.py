@@ -163,4 +163,6 @@ def build_surface(graphics: Graphics) -> Widget:
         from edgemed.tui.pixels import KittySurface, SixelSurface
     # The library would otherwise ask the terminal for this in the middle of the program, and take the answer from the person's keys.
     _terminal.get_cell_size._result = _terminal.CellSize(graphics.cell_width_px, graphics.cell_height_px)  # type: ignore[attr-defined]
-    return KittySurface(classes="surface") if graphics.kind == "kitty" else SixelSurface(classes="surface")
+    if graphics.kind == "kitty":
+        return KittySurface(classes="surface")
+    return SixelSurface((graphics.cell_width_px, graphics.cell_height_px), classes="surface")
