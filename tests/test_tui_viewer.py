@@ -9,14 +9,16 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
 from textual.app import App, ComposeResult
 from textual.geometry import Region
 from textual.pilot import Pilot
 
+from edgemed.clinic.imaging import open_picture
 from edgemed.clinic.records import Box, View, Window
 from edgemed.core.errors import EdgemedError
 from edgemed.core.images import ImagePreparation, prepare
-from edgemed.tui.drawing import DrawRequest
+from edgemed.tui.drawing import DrawRequest, PictureLike
 from edgemed.tui.terminal import Graphics
 from edgemed.tui.viewer import ImageView
 from edgemed.tui.viewgrid import Shown, ViewGrid
@@ -409,3 +411,16 @@ async def test_kittys_terminal_forgets_the_image_when_it_is_taken_away(monkeypat
         transmitted = set(re.findall(r"\x1b_Gi=(\d+),m", sent.getvalue()))
         deleted = set(re.findall(r"\x1b_Ga=d,I=(\d+)", sent.getvalue()))
         assert transmitted and transmitted <= deleted
+
+
+async def test_a_real_16_bit_file_is_shown() -> None:
+    file = io.BytesIO()
+    Image.fromarray((ramp(64, 48, 0, 65535)).astype(np.uint16)).save(file, "PNG")
+    picture: PictureLike = open_picture(file.getvalue(), "ramp.png")
+    app = Viewer([picture])  # type: ignore[list-item]
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pressed(pilot, "shift+left", "i", "m", "enter")
+        assert app.errors == []
+        assert "ramp.png · 64 × 48 · Zoom 100 % · Window: own" in app.image_view.description
+        assert pixel(app, 13, 2)[0] > 200 > 50 > pixel(app, 65, 2)[0]
+        assert pixel(app, 39, 10) in ((0, 0, 0), (0, 255, 255))  # masked, or the tool's frame
