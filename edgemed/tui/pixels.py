@@ -20,11 +20,18 @@ from textual_image._sixel import image_to_sixels
 from textual_image.widget import TGPImage
 
 
+def grey_if_grey(image: Image) -> Image:
+    """A colour image without colour as one of grey."""
+    pixels = np.asarray(image)
+    return image.convert("L") if pixels.ndim == 3 and (pixels == pixels[..., :1]).all() else image
+
+
 class KittySurface(TGPImage, Renderable=TGPImage._Renderable):
-    """Kitty's protocol. The library compresses and sends when Textual draws: the image is no larger than its cells by then."""
+    """Kitty's protocol. The library compresses and sends when Textual draws: the image is no larger than its cells by then, and where
+    it is grey, a third of the bytes."""
 
     def encode(self, image: Image) -> Image:
-        return image
+        return grey_if_grey(image)
 
     def put(self, encoded: Image | None) -> None:
         self.image = encoded
@@ -49,8 +56,7 @@ class SixelSurface(Widget):
     def encode(self, image: Image) -> Sixels:
         """In any thread. Sixels have 256 colours: a grey image keeps every level when it is handed over as grey; of colours the
         library would keep some thirty greys, which draws contours into a lung that are not there."""
-        pixels = np.asarray(image)
-        kept = image.convert("L") if (pixels == pixels[..., :1]).all() else image
+        kept = grey_if_grey(image)
         return Sixels(kept, image_to_sixels(kept))
 
     def put(self, encoded: Sixels | None) -> None:
