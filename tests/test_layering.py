@@ -26,7 +26,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "bench": (
         {"core", "data", "report", "converters", "runtimes", "clinic"},
         {"psutil", "numpy", "PIL", "pydantic", "gguf"},
-        {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors"},
+        {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors", "pydicom"},
     ),
     "edgemed.evaluation": ({"core", "data", "report", "runtimes"}, {"numpy", "pydantic"}, {"openai", "torch", "transformers", "PIL"}),
     "edgemed.report": ({"core"}, {"rich", "numpy"}, {"matplotlib"}),
@@ -35,7 +35,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "edgemed.cli": (
         {"core", "hub", "data", "finetune", "converters", "runtimes", "bench", "evaluation", "report", "clinic", "tui"},
         {"typer"},
-        {"rich"},
+        {"rich", "PIL"},
     ),
     "edgemed": ({"cli"}, set(), set()),
 }
