@@ -47,7 +47,8 @@ SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "edgemed/tui/catalogues.py": (set(), {"babel"}),
     "bench/demo_logits.py": (set(), {"torch", "transformers"}),
     "bench/report_sample.py": ({"clinic"}, {"pydicom"}),
-    "bench/report_check.py": ({"clinic"}, {"pydicom", "highdicom", "fhir", "pypdf"}),
+    "bench/report_check.py": ({"clinic"}, {"pydicom"}),
+    "bench/report_validators.py": (set(), {"pydicom", "highdicom", "fhir", "pypdf", "markdown_it"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
 
