@@ -42,6 +42,9 @@ def test_a_word_is_reversed_and_joined() -> None:
         ("صورة  حالة", "ةروص  ةلاح"),  # and columns
         ("صور: 12", "12 :روص"),
         ("ملف: chest.dcm", "chest.dcm :فلم"),
+        ("تاريخ 2026-11-22 10:30", "10:30 2026-11-22 خيرات"),
+        ("مركز -600، عرض 1500", "1500 ضرع ،-600 زكرم"),
+        ("إطار 2/20", "2/20 راطإ"),
         ("(صورة)", "(ةروص)"),
         ("  صورة   ", "  ةروص   "),
         ("Case: صورة 5", "Case: 5 ةروص"),
@@ -51,6 +54,23 @@ def test_lines_stand_in_reading_order(logical: str, visual: str) -> None:
     line = shown(Segment(logical))
     assert letters(line) == visual
     assert cell_len(line) == cell_len(logical)
+
+
+@pytest.mark.parametrize(
+    ("logical", "visual"),
+    [
+        ("chest.dcm · صورة 5", "5 ةروص · chest.dcm"),
+        ("chest، النافذة", "ةذفانلا ،chest"),
+        ("The word is صورة in this answer.", "The word is ةروص in this answer."),
+        ("Enter", "Enter"),
+    ],
+)
+def test_in_arabic_a_line_runs_from_the_right_unless_it_is_mostly_latin(logical: str, visual: str) -> None:
+    i18n.set_language("ar")
+    try:
+        assert letters(shown(Segment(logical))) == visual
+    finally:
+        i18n.set_language("en")
 
 
 def test_styles_go_with_their_letters() -> None:

@@ -7,8 +7,16 @@ from collections.abc import Iterator
 import pytest
 from babel.messages.catalog import Catalog
 
+from edgemed.clinic.report import HEADINGS
+from edgemed.core import advice
 from edgemed.core.errors import InputError
 from edgemed.tui import catalogues, i18n
+from edgemed.tui.bidi import direction
+from edgemed.tui.terminal import Graphics
+from edgemed.tui.viewer import ImageView
+
+# Words that another language writes as English does.
+SAME_IN_BOTH = {("fr", "Version"), ("fr", "Patient"), ("fr", "Question"), ("fr", "Images"), ("fr", "Image")}
 
 
 @pytest.fixture(autouse=True)
@@ -92,3 +100,49 @@ def test_a_plural_may_say_one_and_two_in_words() -> None:
     forms = ("لا صور", "صورة واحدة", "صورتان", "{count} صور", "{count} صورة", "{count} صورة")
     made = catalogue({("{count} image", "{count} images"): forms}, "ar")
     assert not [p for p in catalogues.check_catalogue("ar", {("{count} image", "{count} images")}, made) if "placeholders" in p]
+
+
+def test_key_descriptions_follow_the_language_and_come_back() -> None:
+    view = ImageView(Graphics("halfblock"))
+
+    def shown(key: str) -> str:
+        return view._bindings.key_to_bindings[key][0].description
+
+    i18n.set_language("fr")
+    i18n.localise_bindings(view)
+    assert shown("i") == "Inverser" and not view.has_class("-rtl")
+    i18n.set_language("ar")
+    i18n.localise_bindings(view)
+    assert shown("i") == "عكس الألوان" and view.has_class("-rtl")
+    i18n.set_language("en")
+    i18n.localise_bindings(view)
+    assert shown("i") == "Invert" and not view.has_class("-rtl")
+
+
+def test_plural_forms_are_the_languages_own() -> None:
+    i18n.set_language("ar")
+    said = [i18n.ngettext("{count} image", "{count} images", n).format(count=n) for n in (0, 1, 2, 3, 11, 100)]
+    assert said == ["لا صور", "صورة واحدة", "صورتان", "3 صور", "11 صورة", "100 صورة"]
+    i18n.set_language("fr")
+    assert i18n.ngettext("{count} image", "{count} images", 0) == "{count} image"  # French counts none as one
+
+
+def test_a_missing_entry_shows_english_and_the_empty_text_no_header() -> None:
+    i18n.set_language("sw")
+    assert i18n._("Not in any catalogue") == "Not in any catalogue"
+    assert i18n._("") == ""
+    assert i18n.translator("pt").gettext("Findings") == "Achados"
+    assert i18n.translator("xx").gettext("Findings") == "Findings"
+
+
+@pytest.mark.parametrize("code", catalogues.translated_codes())
+def test_advice_and_referral_are_translated_in_every_language(code: str) -> None:
+    for sentence in (advice.ADVICE, advice.REFER, advice.NOT_CALIBRATED, *HEADINGS.values()):
+        assert (code, sentence) in SAME_IN_BOTH or i18n.translator(code).gettext(sentence) != sentence
+
+
+def test_arabic_runs_from_the_right_even_where_it_names_a_format() -> None:
+    texts = [text for message in catalogues._messages(catalogues.load("ar")) for text in catalogues._texts(message)]
+    arabic = [text for text in texts if any("\u0600" <= char <= "\u06ff" for char in text)]
+    assert len(arabic) > 0.95 * len(texts)
+    assert [text for text in arabic if direction(text, right_to_left=True) != "R"] == []

@@ -30,8 +30,11 @@ from tests.tui_pictures import ramp
         ({"TERM": "linux"}, "unasked", "unicode"),
         ({"TERM": "dumb"}, "unasked", "unicode"),
         ({"TERM": "tmux-256color", "TMUX": "/tmp/tmux-0/default,1,0"}, "unasked", "halfblock"),
-        ({"TERM": "xterm-kitty", "TMUX": "/tmp/tmux-0/default,1,0"}, "unasked", "halfblock"),
+        ({"TERM": "xterm-kitty", "COLORTERM": "truecolor", "TMUX": "/tmp/tmux-0/default,1,0"}, "unasked", "halfblock"),
         ({"TERM": "screen.xterm-256color", "STY": "1.pts-0"}, "unasked", "halfblock"),
+        ({"TERM": "screen", "TMUX": "x"}, "unasked", "unicode"),  # sixteen colours
+        ({"TERM": "screen", "TMUX": "x", "COLORTERM": "truecolor"}, "unasked", "halfblock"),
+        ({"TERM": "xterm", "SSH_TTY": "/dev/pts/3"}, "unasked", "unicode"),
         ({"TERM": "screen-256color"}, "unasked", "halfblock"),  # tmux on this side of an SSH connection
         ({"TERM": "xterm-256color", "SSH_CONNECTION": "10.0.0.1 1 10.0.0.2 22"}, "unasked", "halfblock"),
         ({"TERM": "xterm-kitty", "SSH_TTY": "/dev/pts/3"}, "unasked", "kitty"),

@@ -9,12 +9,17 @@ import threading
 
 import numpy as np
 import pytest
+from PIL import Image
+from rich.cells import cell_len
 from textual.app import App, ComposeResult
+from textual.geometry import Region
 from textual.pilot import Pilot
 
+from edgemed.clinic.imaging import open_picture
 from edgemed.clinic.records import Box, View, Window
 from edgemed.core.errors import EdgemedError
 from edgemed.core.images import ImagePreparation, prepare
+from edgemed.tui.drawing import DrawRequest, PictureLike
 from edgemed.tui.terminal import Graphics
 from edgemed.tui.viewer import ImageView
 from edgemed.tui.viewgrid import Shown, ViewGrid
@@ -89,10 +94,28 @@ async def test_a_picture_is_shown_with_its_description() -> None:
         assert "chest.dcm · 64 × 48 · Zoom 100 %" in text
         assert "Current [b]" in text  # a title is text and no markup
         assert "\x1b" not in text
-        # 78 × 21 cells are 78 × 42 pixels: the image is 56 wide, with eleven black columns on either side.
+        # 78 × 20 cells are 78 × 40 pixels: the image is 53 wide, with a dozen black columns on either side.
         assert pixel(app, 5, 10) == (0, 0, 0)
         assert pixel(app, 60, 10) == (255, 255, 255)
         assert app.views == []
+
+
+async def test_a_long_name_leaves_room_and_is_harmless() -> None:
+    app = Viewer([FakePicture(name="\x1b]0;x\x07" + "患" * 400 + "\n[red]slice_0042.dcm")])
+    async with app.run_test(size=(40, 24)) as pilot:
+        await settled(pilot)
+        name = app.image_view.description.split(" · ")[0]
+        assert cell_len(name) <= 32 and name.startswith("]0;x患") and name.endswith("0042.dcm")
+        assert "Window: " in screen_text(app)
+
+
+async def test_the_image_keeps_its_size_while_the_text_changes() -> None:
+    app = Viewer([FakePicture()])
+    async with app.run_test(size=(80, 24)) as pilot:
+        await settled(pilot)
+        size = app.image_view._surface.size
+        await pressed(pilot, "i", "m", "enter", "escape", *["shift+right"] * 8)
+        assert app.image_view._surface.size == size
 
 
 async def test_rendering_never_runs_on_the_screens_thread() -> None:
@@ -187,8 +210,8 @@ async def test_what_the_model_sees_are_the_prepared_pixels() -> None:
         shown = image._drawer._source
         assert shown is not None
         assert np.array_equal(np.asarray(shown), prepare(picture.render(View()), PREPARATION))
-        # 42 rows for 16 pixels: each is a whole square, with no shade that the model does not get.
-        colours = {segment.style.color.triplet for y in range(21) for segment in image._surface.render_line(y)}
+        # 40 rows for 16 pixels: each is a whole square, with no shade that the model does not get.
+        colours = {segment.style.color.triplet for y in range(20) for segment in image._surface.render_line(y)}
         assert colours <= {*map(tuple, np.asarray(shown).reshape(-1, 3).tolist()), (0, 0, 0)}
         await pressed(pilot, "v")
         assert "Zoom 100 %" in image.description
@@ -199,7 +222,10 @@ async def test_masks_by_keys() -> None:
     async with app.run_test(size=(80, 24)) as pilot:
         await pressed(pilot, "m")
         assert "Masking" in app.image_view.description and app.views == []
-        await pressed(pilot, *["left"] * 100, *["up"] * 100, "shift+right", "shift+down")
+        await pressed(pilot, "left", "up")
+        for _step in range(100):  # as if the keys were held: into the corner and no further
+            app.image_view.action_move(-1, -1)
+        await pressed(pilot, "shift+right", "shift+down")
         tool = app.image_view.mask_tool
         assert tool is not None and (tool.box.left, tool.box.top) == (0, 0)
         await pressed(pilot, "enter")
@@ -222,7 +248,7 @@ async def test_masks_by_mouse_black_the_pixels_out() -> None:
         await pilot.mouse_up(ImageView, offset=(60, 9))
         await pressed(pilot, "escape")
         (box,) = app.views[-1][1].masks
-        assert box.right - box.left == pytest.approx(10 * 48 / 42, abs=1.5)
+        assert box.right - box.left == pytest.approx(10 * 48 / 40, abs=1.5)
         assert pixel(app, 55, 6) == (0, 0, 0)
         assert pixel(app, 65, 6) == (255, 255, 255)
 
@@ -354,16 +380,45 @@ async def test_linked_views_follow() -> None:
         assert grid.active is first
 
 
-async def test_sixels_are_drawn_with_the_pixels_of_their_cells() -> None:
+def read_sixels(code: str, size: tuple[int, int]) -> np.ndarray:
+    """What a terminal would draw, by the DEC's description of the format: the red of each pixel, 0 to 255; -1 where nothing is."""
+    width, height = size
+    drawn = np.full((height + 6, width), -1.0)
+    colours: dict[int, float] = {}
+    x = y = colour = 0
+    repeat = 1
+    body = code[code.index("q") + 1 :].split("\x1b")[0]
+    for token in re.finditer(r'"[\d;]*|#(\d+)(?:;2;(\d+);\d+;\d+)?|!(\d+)|[$-]|([?-~])', body):
+        if token[1]:
+            colour = int(token[1])
+            if token[2]:
+                colours[colour] = int(token[2]) * 2.55
+        elif token[3]:
+            repeat = int(token[3])
+        elif token[0] in "$-":
+            x, y = 0, y + 6 * (token[0] == "-")
+        elif token[4]:
+            for bit in range(6):
+                if ord(token[4]) - 63 >> bit & 1:
+                    drawn[y + bit, x : x + repeat] = colours[colour]
+            x, repeat = x + repeat, 1
+    return drawn[:height]
+
+
+async def test_sixels_show_every_grey_level_in_the_place_of_their_cells() -> None:
     app = Viewer([FakePicture([ramp(3000, 2000)])], kind="sixel")
     async with app.run_test(size=(80, 24)) as pilot:
         await settled(pilot)
-        surface = app.image_view._surface
-        cells = surface.content_size
-        assert surface.image.size == (cells.width * 10, cells.height * 20)
-        strips = surface.children[0].render_lines(surface.children[0].region.reset_offset)
-        sixels = "".join(segment.text for segment in strips[-1])
-        assert "\x1bP" in sixels and sixels.count("\x1b\\") == 1
+        image = app.image_view
+        strips = image._surface.render_lines(image._surface.size.region)
+        assert [strip.cell_length for strip in strips[:-1]] == [0] * (len(strips) - 1) and strips[-1].cell_length == 78
+        code = "".join(segment.text for segment in strips[-1] if segment.control)
+        size = (image._surface.size.width * 10, image._surface.size.height * 20)
+        expected = image._drawer.draw(DrawRequest(image.pictures[0], image.view, image.viewport)).canvas
+        assert expected.size == size
+        # Sixels say colours in percent: half a percent is 1.3 grey levels.
+        assert np.abs(read_sixels(code, size) - np.asarray(expected.convert("L"))).max() <= 1.3
+        assert not any(segment.control for strip in image._surface.render_lines(Region(0, 0, 0, 0)) for segment in strip)
 
 
 async def test_kittys_terminal_forgets_the_image_when_it_is_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,3 +433,16 @@ async def test_kittys_terminal_forgets_the_image_when_it_is_taken_away(monkeypat
         transmitted = set(re.findall(r"\x1b_Gi=(\d+),m", sent.getvalue()))
         deleted = set(re.findall(r"\x1b_Ga=d,I=(\d+)", sent.getvalue()))
         assert transmitted and transmitted <= deleted
+
+
+async def test_a_real_16_bit_file_is_shown() -> None:
+    file = io.BytesIO()
+    Image.fromarray((ramp(64, 48, 0, 65535)).astype(np.uint16)).save(file, "PNG")
+    picture: PictureLike = open_picture(file.getvalue(), "ramp.png")
+    app = Viewer([picture])  # type: ignore[list-item]
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pressed(pilot, "shift+left", "i", "m", "enter", "escape")
+        assert app.errors == []
+        assert "ramp.png · 64 × 48 · Zoom 100 % · Window: own" in app.image_view.description
+        assert pixel(app, 13, 2)[0] > 200 > 50 > pixel(app, 65, 2)[0]
+        assert pixel(app, 39, 10) == (0, 0, 0)  # masked

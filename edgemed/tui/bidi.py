@@ -12,20 +12,23 @@ What was decided, and why:
   (ECMA-48 BDSM, `CSI 8 l`; put back at the end), and lines are laid out here: the same on every terminal.
 - Terminals that reorder and cannot be told not to (Konsole, Apple's Terminal, mlterm; any of these around tmux, which passes the request
   on to none) get logical order. A wrong guess over SSH is what the setting is for.
-- Between borders, and between columns (two spaces or more), each piece of a line is a paragraph of its own whose direction is that of
-  its first letter, by Unicode's algorithm (python-bidi). Letters become presentation forms (arabic-reshaper), one for one: lam-alef is two
+- Between borders, and between columns (two spaces or more), each piece of a line is a paragraph of its own, ordered by Unicode's
+  algorithm (python-bidi). Its direction is that of its first letter; but in a language that runs right to left a piece with such letters
+  runs that way too, even if wrapping or a file name put a Latin word first, unless it is Latin for the most part (an English answer
+  that quotes a word). Letters become presentation forms (arabic-reshaper), one for one: lam-alef is two
   joined cells and no ligature, so that a line's width stays what Textual measured.
 - No isolates or other direction marks are written: core.text takes them out of what comes from outside, as names could be disguised with
   them, and terminals draw them as boxes. Instead translations keep a placeholder whose text is foreign (a name, a path) after a colon or
   at the end, where neither order can turn the sentence round.
 
-Text copied off the screen with the mouse is in the order of the screen. Knows no language: i18n.py does.
+Text copied off the screen with the mouse is in the order of the screen.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
@@ -38,6 +41,7 @@ from textual.color import Color
 from textual.filter import LineFilter
 
 from edgemed.core.errors import MissingExtraError
+from edgemed.tui.i18n import language
 
 if TYPE_CHECKING:
     from arabic_reshaper import ArabicReshaper
@@ -51,6 +55,10 @@ _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\U0001e800-
 _BREAKS = re.compile("([\u2500-\u259f]+|  +)")
 # ECMA-48's bidirectional support mode: explicit (the program orders) and implicit (the terminal does).
 EXPLICIT_MODE, IMPLICIT_MODE = "\x1b[8l", "\x1b[8h"
+
+# A signed number, a date, a time, a fraction: one number to the algorithm, which would turn 2026-11-22 round after an Arabic word and
+# put a minus behind its number (Unicode's HL3 leaves this to the program).
+_NUMBER = re.compile("[-+−]?[0-9]+(?:[-/:.,][0-9]+)*")
 
 Cell = tuple[str, Style | None]
 ReturnType = TypeVar("ReturnType")
@@ -68,18 +76,30 @@ def choose_text_order(setting: str = "auto", environ: Mapping[str, str] | None =
     return "terminal" if stubborn or deaf else "program"
 
 
-def visual_order(text: str) -> list[tuple[str, int]]:
+def direction(text: str, right_to_left: bool) -> Literal["L", "R"]:
+    """Which way a piece of a line runs, in a language that runs right to left or not."""
+    kinds = [unicodedata.bidirectional(char) for char in text]
+    backward, forward = sum(kind in ("R", "AL") for kind in kinds), kinds.count("L")
+    if right_to_left:
+        return "R" if 2 * backward >= forward else "L"
+    first = next((kind for kind in kinds if kind in ("L", "R", "AL")), "L")
+    return "L" if first == "L" else "R"
+
+
+def visual_order(text: str, base: Literal["L", "R"]) -> list[tuple[str, int]]:
     """The characters of one paragraph as they stand from left to right, shaped, each with its index in `text`."""
     try:
         from bidi import algorithm
     except ImportError as error:
         raise MissingExtraError.of("Arabic text", "clinic") from error
     storage: dict[str, Any] = algorithm.get_empty_storage()
-    storage["base_level"] = algorithm.get_base_level(text)
-    storage["base_dir"] = ("L", "R")[storage["base_level"]]
+    storage["base_level"], storage["base_dir"] = int(base == "R"), base
     algorithm.get_embedding_levels(text, storage)
     for index, (char, shaped) in enumerate(zip(storage["chars"], _shaped(text), strict=True)):
         char["at"], char["ch"] = index, shaped
+    for number in _NUMBER.finditer(text):
+        for at in range(*number.span()):
+            storage["chars"][at]["type"] = "EN"
     algorithm.explicit_embed_and_overrides(storage)
     algorithm.resolve_weak_types(storage, False)
     algorithm.resolve_neutral_types(storage, False)
@@ -102,7 +122,7 @@ def _reshaper() -> ArabicReshaper:
 
 
 @lru_cache(maxsize=4096)
-def visual_line(text: str) -> tuple[tuple[str, int], ...]:
+def visual_line(text: str, right_to_left: bool = False) -> tuple[tuple[str, int], ...]:
     """A whole line of the screen: `visual_order` of each piece between borders and columns, marks behind the letter they stand on."""
     placed: list[tuple[str, int]] = []
     start = 0
@@ -111,7 +131,7 @@ def visual_line(text: str) -> tuple[tuple[str, int], ...]:
         lead = len(piece) - len(piece.lstrip(" ")) if inner else len(piece)
         if _RIGHT_TO_LEFT.search(inner):
             placed += [(" ", start + at) for at in range(lead)]
-            placed += _marks_last([(char, start + lead + at) for char, at in visual_order(inner)])
+            placed += _marks_last([(char, start + lead + at) for char, at in visual_order(inner, direction(inner, right_to_left))])
             placed += [(" ", start + at) for at in range(lead + len(inner), len(piece))]
         else:
             placed += [(char, start + at) for at, char in enumerate(piece)]
@@ -140,7 +160,7 @@ class BidiFilter(LineFilter):
         if not _RIGHT_TO_LEFT.search(text) or any(segment.control for segment in segments):
             return segments
         styles = [segment.style for segment in segments for _char in segment.text]
-        return _joined([(char, styles[at]) for char, at in visual_line(text)])
+        return _joined([(char, styles[at]) for char, at in visual_line(text, language().right_to_left)])
 
 
 def _joined(cells: Sequence[Cell]) -> list[Segment]:

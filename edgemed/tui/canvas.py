@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
+from rich.cells import cell_len, set_cell_size
 from textual import events
 from textual.app import ComposeResult
 from textual.content import Content
@@ -29,6 +30,10 @@ from edgemed.tui.terminal import Graphics, Surface, build_surface
 from edgemed.tui.viewport import Viewport
 from edgemed.tui.windowing import describe_window
 
+NARROW_COLUMNS = 60
+# Of a longer file name both ends are shown: the last letters tell one image of a study from the next.
+NAME_COLUMNS = 32
+
 
 class PictureCanvas(Widget):
     """A picture, or a stack of them, and what is to be known about how it is shown."""
@@ -37,7 +42,8 @@ class PictureCanvas(Widget):
     PictureCanvas { layout: vertical; border: round $foreground 40%; }
     PictureCanvas:focus { border: round $accent; }
     PictureCanvas > .surface { width: 1fr; height: 1fr; background: black; }
-    PictureCanvas > .info { width: 1fr; height: auto; max-height: 3; }
+    PictureCanvas > .info { width: 1fr; height: 2; }
+    PictureCanvas.-narrow > .info { height: 3; }
     PictureCanvas > .info.-failed { color: $text-error; }
     """
 
@@ -151,6 +157,8 @@ class PictureCanvas(Widget):
     # Drawing
 
     def on_resize(self, event: events.Resize) -> None:
+        # As many lines as the text may need, always: were they as many as it needs now, a changed window could change the image's size.
+        self.set_class(event.size.width < NARROW_COLUMNS, "-narrow")
         self.call_after_refresh(self.redraw)
 
     def redraw(self) -> None:
@@ -229,13 +237,27 @@ def describe(canvas: PictureCanvas) -> str:
     picture = canvas.picture
     if picture is None:
         return _("No image")
-    name = one_line(picture.name)
+    name = short_name(picture.name)
     if canvas.error is not None:
         return f"{name} · {one_line(canvas.error.message)}"
     if canvas.model_view and canvas.preparation is not None:
         size = canvas.preparation.size_px
         return f"{name} · {_('What the model sees: {width} × {height} pixels').format(width=size, height=size)}"
+    if canvas.mask_tool is not None:
+        return " · ".join([name, *_masks(canvas.view), _("Masking: arrows move, Shift sizes, Enter keeps, Esc ends")])
     return " · ".join([name, *_parts(canvas, picture)])
+
+
+def short_name(name: str) -> str:
+    """A file name on one line, its middle left out where it is long."""
+    line = one_line(name)
+    half = NAME_COLUMNS // 2
+    return line if cell_len(line) <= NAME_COLUMNS else f"{set_cell_size(line, half - 1).rstrip()}…{line[-(half - 8) :]}"
+
+
+def _masks(view: View) -> list[str]:
+    count = len(view.masks)
+    return [ngettext("{count} mask", "{count} masks", count).format(count=count)] if count else []
 
 
 def _parts(canvas: PictureCanvas, picture: PictureLike) -> list[str]:
@@ -250,8 +272,4 @@ def _parts(canvas: PictureCanvas, picture: PictureLike) -> list[str]:
         parts.append(describe_window(canvas.window, view.window is not None))
     if view.invert:
         parts.append(_("inverted"))
-    if view.masks:
-        parts.append(ngettext("{count} mask", "{count} masks", len(view.masks)).format(count=len(view.masks)))
-    if canvas.mask_tool is not None:
-        parts.append(_("Masking: arrows move, Shift sizes, Enter keeps, Esc ends"))
-    return parts
+    return parts + _masks(view)

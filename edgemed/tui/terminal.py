@@ -9,8 +9,9 @@
     unicode    shades of characters: any terminal               1 pixel a cell
 
 "auto" asks the terminal only where an answer comes in time and is not mangled: never through tmux, screen or SSH, where a late or
-swallowed answer would appear as typed text. There TERM decides, and without a name that is known, half blocks. A setting that names
-one of the four is obeyed. Kitty and Sixel are textual-image's, the other two cells.py's. Knows nothing of medicine.
+swallowed answer would appear as typed text. There TERM decides, and without a name that is known, half blocks if the terminal says
+that it has 256 colours or more (sixteen have four greys: characters show more). A setting that names one of the four is obeyed. Kitty
+and Sixel are textual-image's, the other two cells.py's. Knows nothing of medicine.
 """
 
 from __future__ import annotations
@@ -93,12 +94,18 @@ def _detect(environ: Mapping[str, str], tty: bool, query: Callable[[], Kind | No
         return "unicode"
     term = environ.get("TERM", "")
     if environ.get("TMUX") or environ.get("STY") or term.split("-")[0] in ("tmux", "screen"):
-        return "halfblock"
+        return _cells_for(environ)
     if term in _TERMS:
         return _TERMS[term]
     if environ.get("SSH_CONNECTION") or environ.get("SSH_TTY") or environ.get("MOSH_CONNECTION"):
-        return "halfblock"
-    return query() or "halfblock"
+        return _cells_for(environ)
+    return query() or _cells_for(environ)
+
+
+def _cells_for(environ: Mapping[str, str]) -> Kind:
+    # As rich finds out how many colours there are.
+    deep = environ.get("COLORTERM", "").lower() in ("truecolor", "24bit") or environ.get("TERM", "").endswith(("256color", "direct"))
+    return "halfblock" if deep or sys.platform == "win32" else "unicode"
 
 
 def _query_terminal() -> Kind | None:
@@ -156,4 +163,6 @@ def build_surface(graphics: Graphics) -> Widget:
         from edgemed.tui.pixels import KittySurface, SixelSurface
     # The library would otherwise ask the terminal for this in the middle of the program, and take the answer from the person's keys.
     _terminal.get_cell_size._result = _terminal.CellSize(graphics.cell_width_px, graphics.cell_height_px)  # type: ignore[attr-defined]
-    return KittySurface(classes="surface") if graphics.kind == "kitty" else SixelSurface(classes="surface")
+    if graphics.kind == "kitty":
+        return KittySurface(classes="surface")
+    return SixelSurface((graphics.cell_width_px, graphics.cell_height_px), classes="surface")
