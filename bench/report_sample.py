@@ -151,7 +151,8 @@ def joined_export(reference: bytes) -> Export:
 
 HOSTILE = (
     "a\x00b \x1b[2J\x1b]0;title\x07 \x9b31m \u202etxt.exe\u202c \ufffe\uffff \ud83d lone \U0001f600 中文 {nb} {nb:x} \\ ^ = ~ | ` *\n"
-    "# no heading\n- no item\n1. no list\n    no code\n<script>alert(1)</script> <b onload=x> &amp; &#60; ]]> <!-- --> [x](javascript:alert(1))\n"
+    "# no heading\n- no item\n1. no list\n    no code\n"
+    "<script>alert(1)</script> <b onload=x> &amp; &#60; ]]> <!-- --> [x](javascript:alert(1))\n"
     "http://example.invalid/?a=b&c=d www.example.invalid me@example.invalid ![i](http://example.invalid/i.png)\r\n\r\n\x0b\x0c\x85\u2028\u2029"
     "$x$ `code` ~~~\n```\nfence\n```\n\u00a0: \u202f; e\u0301 a\u0300\u0301\u0302\u0303\u0304 ש א ع" + "W" * 3000
 )
@@ -160,7 +161,8 @@ HOSTILE = (
 def hostile_export(identity: PatientIdentity | None = None, signed: bool = True) -> Export:
     """The case with HOSTILE in every text that comes from outside."""
     export = sample_export(identity, signed)
-    report = replace(export.report, findings=HOSTILE, impression=HOSTILE, recommendation="\x00\x1b", signed_by=f"Dr. {HOSTILE}" if signed else "")
+    signer = f"Dr. {HOSTILE}" if signed else ""
+    report = replace(export.report, findings=HOSTILE, impression=HOSTILE, recommendation="\x00\x1b", signed_by=signer)
     model = ModelIdentity(HOSTILE, HOSTILE, HOSTILE)
     messages = tuple(replace(message, text=HOSTILE, model=message.model and model) for message in export.messages)
     facts = ImageFacts("dicom", 1, 1, 1, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE)

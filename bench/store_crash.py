@@ -11,8 +11,11 @@ copies   the writer is stopped at a random moment, as by a power cut, and the ma
          "whole" as they are; "cut" and "noise": what was written to the log since the last call that returned is cut at a random place or
          overwritten, as unsynced writes may be (not while the log is moved into the main file: it was synced before that);
          "lying": the log is cut anywhere, as by a disk that says synced and is not: then the newest changes are lost, the rest must stand.
+live     for information (`--live 100`): copied while the writer goes on, as `cp` or a synchronised folder does. That is no moment in time,
+         and a copy that meets the moving of the log can be damaged: backups are made with `edgemed cases backup`. The log is moved as in
+         real use here, at 64 MiB, after a deletion and when the store is locked.
 
-Knows nothing of real disks' faults. The last line is JSON.
+Knows nothing of real disks' faults. The last line is JSON; exit code 1 where a kill or a copy was not good (live ones do not count).
 """
 
 from __future__ import annotations
@@ -28,12 +31,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgemed.clinic.records import ImageFacts, Report
-from edgemed.clinic.store import CaseStore, KdfCost, Means
+from edgemed.clinic.store import CaseStore, KdfCost, Means, database
 from edgemed.clinic.store.layout import Layout
 from edgemed.core.errors import EdgemedError, PassphraseError
 
@@ -119,11 +123,9 @@ class Writer:
         self.say("unlocked", "")
 
 
-def write_forever(path: Path, seed: int) -> None:
+def write_forever(path: Path, seed: int, log_bytes: int) -> None:
     """The writer's process."""
-    from edgemed.clinic.store import database
-
-    database.LARGE_LOG_BYTES = LOG_BYTES
+    database.LARGE_LOG_BYTES = log_bytes
     os.write(1, b"{}\n")
     writer = Writer(path, seed)
     while True:
@@ -156,13 +158,13 @@ class Expected:
 
     def check(self, store: CaseStore) -> list[str]:
         """What was acknowledged and is not there."""
-        there = {case.id for case in store.list_cases(limit=1_000_000)}
-        lost = [f"deletion of case {case_id}" for case_id in self.gone & there]
+        found = load_contents(store)
+        lost = [f"deletion of case {case_id}" for case_id in self.gone if ("case", case_id) in found]
         for (what, subject), content in self.contents.items():
-            case_id, _, part = subject.partition("/")
-            if case_id not in there:
+            case_id = subject.partition("/")[0]
+            if ("case", case_id) not in found:
                 lost += [] if case_id in self.doubtful else [f"case of {what} {subject}"]
-            elif not _holds(store, what, case_id, part, content):
+            elif not _agrees(what, content, found.get((what, subject))):
                 lost.append(f"{what} {subject}")
         return lost
 
@@ -173,19 +175,26 @@ class Expected:
         self.doubtful.clear()
 
 
-def _holds(store: CaseStore, what: str, case_id: str, part: str, content: str) -> bool:
-    if what == "case":
-        return True
-    if what == "message":
-        return content in [hashlib.sha256(m.text.encode()).hexdigest() for m in store.list_messages(case_id) if m.id == part]
-    if what == "image":
-        return hashlib.sha256(store.read_image(part)).hexdigest() == content
-    report = next((r for r in store.list_reports(case_id) if str(r.version) == part), None)
-    if report is None:
-        return False
-    if what == "signed":
-        return report.findings == content and bool(report.signed_by)
-    return int(report.findings.split()[1]) >= int(content.split()[1])  # a draft may have been saved once more
+def load_contents(store: CaseStore) -> dict[tuple[str, str], str]:
+    """All that is in a store, as the writer's lines say it."""
+    found: dict[tuple[str, str], str] = {}
+    for case in store.list_cases(limit=1_000_000):
+        found["case", case.id] = ""
+        for message in store.list_messages(case.id):
+            found["message", f"{case.id}/{message.id}"] = hashlib.sha256(message.text.encode()).hexdigest()
+        for image in store.list_images(case.id):
+            found["image", f"{case.id}/{image.id}"] = hashlib.sha256(store.read_image(image.id)).hexdigest()
+        for report in store.list_reports(case.id):
+            found["report", f"{case.id}/{report.version}"] = report.findings
+            if report.signed_by:
+                found["signed", f"{case.id}/{report.version}"] = report.findings
+    return found
+
+
+def _agrees(what: str, said: str, found: str | None) -> bool:
+    if what == "report" and found is not None:
+        return int(found.split()[1]) >= int(said.split()[1])  # a draft may have been saved once more
+    return found == said
 
 
 # ---------------------------------------------------------------- kills and copies
@@ -194,8 +203,8 @@ def _holds(store: CaseStore, what: str, case_id: str, part: str, content: str) -
 class Process:
     """The writer's process and its lines."""
 
-    def __init__(self, path: Path, seed: int) -> None:
-        command = [sys.executable, "-m", "bench.store_crash", "--write", str(path), "--seed", str(seed)]
+    def __init__(self, path: Path, seed: int, log_bytes: int = LOG_BYTES) -> None:
+        command = [sys.executable, "-m", "bench.store_crash", "--write", str(path), "--seed", str(seed), "--log-bytes", str(log_bytes)]
         self.popen = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
         assert self.popen.stdout is not None
         self.out = self.popen.stdout
@@ -253,11 +262,11 @@ class Outcome:
             try:
                 self.audit_entries = store.audit.verify()
                 self.verified += 1
+                if kind != "lying":
+                    self.lost += [f"{where}: {what}" for what in expected.check(store)]
+                    expected.settle(store)
             except EdgemedError as error:
                 self.errors.append(f"{where}: {error}")
-            if kind != "lying":
-                self.lost += [f"{where}: {what}" for what in expected.check(store)]
-                expected.settle(store)
 
     @property
     def good(self) -> bool:
@@ -279,21 +288,32 @@ def run_kills(path: Path, kills: int, rng: random.Random) -> Outcome:
     return outcome
 
 
-def run_copies(path: Path, copies: int, rng: random.Random, folder: Path) -> Outcome:
-    """Copy the files of a stopped writer again and again."""
+def run_copies(path: Path, copies: int, rng: random.Random, folder: Path, live: bool = False) -> Outcome:
+    """Copy the files of a stopped writer again and again; `live`: of one that goes on while they are copied."""
     expected, outcome = Expected(), Outcome()
-    process = Process(path, rng.randrange(1 << 30))
-    for number in range(copies):
-        time.sleep(rng.uniform(0.01, 0.15))
-        process.stop()
+    process = Process(path, rng.randrange(1 << 30), database.LARGE_LOG_BYTES if live else LOG_BYTES)
+
+    def listen() -> None:
         for line in process.lines():
             expected.hear(line)
             outcome.acknowledged += bool(line)
+
+    for number in range(copies):
         target = folder / str(number) / path.name
-        kind = _copy(path, target, expected.last, KINDS[number % len(KINDS)], rng)
-        process.popen.send_signal(signal.SIGCONT)
-        outcome.check(target, Expected(dict(expected.contents), set(expected.doubtful), set(expected.gone)), kind)
+        time.sleep(rng.uniform(0.01, 0.15))
+        if not live:
+            process.stop()
+        listen()
+        then = Expected(dict(expected.contents), set(expected.doubtful), set(expected.gone))
+        kind = "live" if live else KINDS[number % len(KINDS)]
+        kind = _copy(path, target, expected.last, kind, rng)
+        if live:
+            process.stop()
+            listen()
+            then.doubtful |= expected.doubtful  # deleted while it was copied
+        outcome.check(target, then, kind)
         shutil.rmtree(target.parent)
+        process.popen.send_signal(signal.SIGCONT)
     process.kill()
     process.close()
     return outcome
@@ -305,8 +325,10 @@ def _copy(path: Path, target: Path, last: dict[str, Any], kind: str, rng: random
     target.parent.mkdir(parents=True)
     moving = not last or path.stat().st_mtime_ns != last["main_ns"]  # the log is being moved into the main file, or was
     for old, new in ((files.db, to.db), (files.log, to.log), (files.key, to.key)):
-        if old.exists():
+        with suppress(FileNotFoundError):  # no log between two sessions
             shutil.copyfile(old, new)
+    if kind == "live":
+        return kind
     if kind == "whole" or moving or not to.log.exists():
         return "whole, log moving" if moving else "whole"
     size = to.log.stat().st_size
@@ -321,15 +343,16 @@ def _copy(path: Path, target: Path, last: dict[str, Any], kind: str, rng: random
     return kind
 
 
-def run(kills: int, copies: int, seed: int = 0) -> dict[str, Outcome]:
-    """Both, each with a store of its own in a temporary folder."""
+def run(kills: int, copies: int, live: int = 0, seed: int = 0) -> dict[str, Outcome]:
+    """All parts, each with a store of its own in a temporary folder."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        stores = folder / "kills" / "cases.db", folder / "copies" / "cases.db"
-        for path in stores:
+        stores = {part: folder / part / "cases.db" for part in ("kills", "copies", "live")}
+        for path in stores.values():
             CaseStore.create(path, PASSPHRASES[0], "bench", MEANS).close()
-        return {"kills": run_kills(stores[0], kills, rng), "copies": run_copies(stores[1], copies, rng, folder / "torn")}
+        outcomes = {"kills": run_kills(stores["kills"], kills, rng), "copies": run_copies(stores["copies"], copies, rng, folder / "torn")}
+        return outcomes | ({"live": run_copies(stores["live"], live, rng, folder / "torn", live=True)} if live else {})
 
 
 def main() -> None:
@@ -337,16 +360,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.store_crash", description="SIGKILLs and power cuts of the case store.")
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--copies", type=int, default=200)
+    parser.add_argument("--live", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-bytes", type=int, default=LOG_BYTES, help=argparse.SUPPRESS)
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write is not None:
-        write_forever(options.write, options.seed)
-    results = run(options.kills, options.copies, options.seed)
+        write_forever(options.write, options.seed, options.log_bytes)
+    results = run(options.kills, options.copies, options.live, options.seed)
     for part, outcome in results.items():
         print(f"{part}: {outcome}", file=sys.stderr)
     print(json.dumps({part: asdict(outcome) for part, outcome in results.items()}))
-    sys.exit(0 if all(outcome.good for outcome in results.values()) else 1)
+    sys.exit(0 if all(outcome.good for part, outcome in results.items() if part != "live") else 1)
 
 
 if __name__ == "__main__":

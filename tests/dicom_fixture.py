@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,20 @@ def make_dicom(
     **tags: Any,
 ) -> bytes:
     """A file's bytes. `pixels` is a frame or a list of frames ([h, w] or [h, w, 3]); `tags` are set last, None removes one."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what is wrong in a file here is meant
+        return _make(pixels, syntax, bits, modality, photometric, planted, tags)
+
+
+def _make(
+    pixels: np.ndarray[Any, Any] | Sequence[np.ndarray[Any, Any]] | None,
+    syntax: str,
+    bits: int,
+    modality: str,
+    photometric: str,
+    planted: bool,
+    tags: dict[str, Any],
+) -> bytes:
     frames = [radiograph(bits)] if pixels is None else [pixels] if isinstance(pixels, np.ndarray) else list(pixels)
     dataset = _dataset(frames, bits, modality, photometric)
     for keyword, value in (PLANTED if planted else {}).items():

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import make_checkpoint
+from dicom_fixture import PLANTED_WORDS, make_dicom, radiograph
 from PIL import Image
 
 from edgemed.cli import run
@@ -221,3 +222,20 @@ def test_a_full_disk_leaves_nothing(source: Path, tmp_path: Path, say: Any, monk
 def test_finetune_needs_its_settings(tmp_path: Path, say: Any) -> None:
     code, _, err = say("finetune", "align", "--config", tmp_path / "none.toml")
     assert code == 1 and "none.toml" in err
+
+
+def test_ask_shows_dicom_through_a_window(artifact: Path, tmp_path: Path, say: Any) -> None:
+    frames = [radiograph(12), np.fliplr(radiograph(12))]
+    path = tmp_path / "wrist"
+    path.write_bytes(make_dicom(frames, "jpeg2000", modality="US", WindowCenter=900, WindowWidth=1500))
+    hashes = set()
+    for options in ([], ["--window", "2000,500"], ["--frame", 1]):
+        code, result, err = say("ask", "What?", "--image", path, "--model", artifact, "--max-tokens", 1, *options)
+        assert code == 0 and "Images of this kind often have" in err
+        hashes.add(result["images"][0]["pixels_sha256"])
+        assert not [word for word in PLANTED_WORDS if word in json.dumps(result) + err]
+    assert len(hashes) == 3
+    assert result["images"][0]["frame"] == 1 and result["images"][0]["window"]["width"] == 1500
+    for options, said in ((["--frame", 9], "frame from 0 to 1"), (["--window", "wide"], "CENTRE,WIDTH")):
+        code, _, err = say("ask", "What?", "--image", path, "--model", artifact, *options)
+        assert code == 1 and said in err

@@ -229,6 +229,16 @@ def test_a_change_and_its_entry_are_one(path: Path, monkeypatch: pytest.MonkeyPa
         assert store.get_setting("language") == "sw" and store.audit.verify()
 
 
+def test_a_log_of_many_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemed.clinic.store.chain.PIECE", 3)
+    for count in (20, 22, 24):  # 21 is a multiple of a piece
+        with open_store(path) as store:
+            assert store.audit.verify() == count
+    with open_store(path) as store:
+        store.audit.append("one more")
+        assert store.audit.verify() == 27
+
+
 def test_the_hash_covers_every_field(path: Path) -> None:
     with open_store(path) as store:
         entry = store.audit.entries()[6]

@@ -47,7 +47,7 @@ def test_only_its_owner_may_read_it(tmp_path: Path) -> None:
     finally:
         os.umask(old)
     found = {p.name: stat.S_IMODE(p.stat().st_mode) for p in [tmp_path / "new", tmp_path / "backup", *(tmp_path / "new").iterdir()]}
-    names = ("cases.db", "cases.db-wal", "cases.key", "cases.lock", "cases.tries", "backup")
+    names = ("cases.db", "cases.db-wal", "cases.db.key", "cases.db.lock", "cases.db.tries", "backup")
     assert found == {"new": 0o700} | dict.fromkeys(names, 0o600)  # and no index of the log beside it
     store.close()
 
@@ -59,10 +59,17 @@ def test_what_cannot_be_made(path: Path) -> None:
     for short in ("", "1234567", "é" * 7):
         with pytest.raises(PassphraseError, match="8 to 1024 characters, found"):
             CaseStore.create(path.parent / "other.db", short, "a")
-    for name in ("a.key", "a.lock", "a.tries"):
-        with pytest.raises(StoreError, match="such as cases.db"):
-            make_store(path.parent / name)
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
+
+
+def test_stores_of_like_names_share_nothing(path: Path) -> None:
+    names = {p.name for p in path.parent.iterdir()}
+    before = Layout(path).key.read_bytes()
+    with make_store(path.with_name("cases.other")), make_store(path.with_name("cases")), open_store(path) as store:
+        assert store.list_cases("wrist")
+    assert Layout(path).key.read_bytes() == before and names <= {p.name for p in path.parent.iterdir()}
+    with pytest.raises(StoreError, match="found cases.db.key"):
+        make_store(Layout(path).key)
 
 
 def test_a_lost_stores_log_and_key_are_never_overwritten(path: Path) -> None:
@@ -73,11 +80,11 @@ def test_a_lost_stores_log_and_key_are_never_overwritten(path: Path) -> None:
         make_store(path)
     Layout(path).log.unlink()
     make_store(path).close()
-    assert path.with_name("cases.key.old1").read_bytes() == key
+    assert path.with_name("cases.db.key.old1").read_bytes() == key
 
 
 def test_a_run_that_was_killed_while_making_a_store_is_tidied(path: Path) -> None:
-    left = [path.with_name(f".cases.{name}") for name in ("db.x1.part", "db.x1.part-wal", "key.x2.part")]
+    left = [path.with_name(f".cases.{name}") for name in ("db.x1.part", "db.x1.part-wal", "db.key.x2.part")]
     for part in left:
         part.write_bytes(b"x")
     open_store(path).close()
@@ -89,7 +96,7 @@ def test_what_is_not_there(tmp_path: Path, path: Path) -> None:
         open_store(tmp_path / "no" / "cases.db")
     assert "edgemed chat" in told.value.hint and not (tmp_path / "no").exists()
     Layout(path).key.unlink()
-    with pytest.raises(StoreError, match="key file cases.key"):
+    with pytest.raises(StoreError, match="key file cases.db.key"):
         open_store(path)
 
 
@@ -279,7 +286,7 @@ BROKEN = [
 def test_a_damaged_key_file(path: Path, broken: bytes | dict[str, object]) -> None:
     key = Layout(path).key
     key.write_bytes(broken if isinstance(broken, bytes) else json.dumps(json.loads(key.read_bytes()) | broken).encode())
-    with pytest.raises(StoreError, match="Expected a sealed key in cases.key") as told:
+    with pytest.raises(StoreError, match="Expected a sealed key in cases.db.key") as told:
         open_store(path)
     assert "restore" in told.value.hint and not isinstance(told.value, PassphraseError)
 
@@ -287,7 +294,7 @@ def test_a_damaged_key_file(path: Path, broken: bytes | dict[str, object]) -> No
 def test_a_newer_key_file(path: Path) -> None:
     key = Layout(path).key
     key.write_text(json.dumps(json.loads(key.read_bytes()) | {"version": 9}))
-    with pytest.raises(StoreError, match="Expected version 1 in cases.key, found 9"):
+    with pytest.raises(StoreError, match="Expected version 1 in cases.db.key, found 9"):
         open_store(path)
 
 
@@ -355,11 +362,24 @@ def test_migrations_run_once_each_in_order(path: Path, monkeypatch: pytest.Monke
     for _ in range(2):
         with open_store(path) as store, store._access.reading() as db:
             assert db.rows("SELECT room FROM cases") == [("x-ray",)] and db.rows("PRAGMA user_version") == [(3,)]
-            assert [e.detail for e in store.audit.entries() if e.action == "store.migrated"] == [{"version": "3"}]
+            assert [e.detail for e in store.audit.entries() if e.action == "store.migrated"] == [{"version": "2"}, {"version": "3"}]
             assert store.list_cases("wrist") and store.audit.verify()
     monkeypatch.undo()
     with pytest.raises(StoreError, match="version 1 or older, found version 3: a newer edgemed wrote it"):
         open_store(path)
+
+
+def test_a_backup_of_an_older_version_is_migrated(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_store(path) as store:
+        store.backup(tmp_path / "old")
+    with monkeypatch.context() as patched:
+        patched.setattr(schema, "MIGRATIONS", (*schema.MIGRATIONS, lambda db: db.run("CREATE TABLE room (x)")))
+        with CaseStore.restore(tmp_path / "old", PASSPHRASE, tmp_path / "r" / "cases.db", "a", Clock().means()) as store:
+            assert [e.action for e in store.audit.entries()][-2:] == ["store.migrated", "store.restored"] and store.audit.verify()
+            store.backup(tmp_path / "new")
+    with pytest.raises(StoreError, match="found version 2: a newer edgemed"):
+        CaseStore.restore(tmp_path / "new", PASSPHRASE, tmp_path / "r2" / "cases.db", "a", Clock().means())
+    assert not (tmp_path / "r2" / "cases.db").exists()
 
 
 def test_a_migration_that_fails_leaves_the_version_before(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 import edgemed.core.images as images
 from edgemed.core.errors import ImageError
-from edgemed.core.images import ImagePreparation, hash_pixels, load_image, normalise, prepare
+from edgemed.core.images import ImagePreparation, hash_pixels, load_image, load_pixels, normalise, prepare
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -193,3 +193,21 @@ def test_whatever_a_decoder_raises_is_a_damaged_image(monkeypatch: pytest.Monkey
     monkeypatch.setattr(images.Image, "open", decode)
     with pytest.raises(ImageError, match="damaged"):
         load_image(data)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("L", np.uint8), ("I;16", np.uint16), ("I", np.int32), ("F", np.float32)])
+def test_the_values_of_grey_files_are_their_own(kind: str, dtype: type) -> None:
+    values = np.arange(48).reshape(6, 8).astype(dtype) * 5
+    out = io.BytesIO()
+    Image.fromarray(values).save(out, "TIFF")
+    image, found = load_pixels(out.getvalue())
+    assert Image.open(io.BytesIO(out.getvalue())).mode == kind
+    assert found is not None and found.dtype == dtype and np.array_equal(found, values)
+    assert image.mode == "RGB" and image.tobytes() == load_image(out.getvalue()).tobytes()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "P", "LA", "1", "CMYK"])
+def test_other_files_have_no_grey_values(mode: str) -> None:
+    out = io.BytesIO()
+    noise(8, 6).convert(mode).save(out, "TIFF")
+    assert load_pixels(out.getvalue())[1] is None

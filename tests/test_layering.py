@@ -26,7 +26,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "bench": (
         {"core", "data", "report", "converters", "runtimes", "clinic"},
         {"psutil", "numpy", "PIL", "pydantic", "gguf"},
-        {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors"},
+        {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors", "pydicom"},
     ),
     "edgemed.evaluation": ({"core", "data", "report", "runtimes"}, {"numpy", "pydantic"}, {"openai", "torch", "transformers", "PIL"}),
     "edgemed.report": ({"core"}, {"rich", "numpy"}, {"matplotlib"}),
@@ -35,7 +35,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "edgemed.cli": (
         {"core", "hub", "data", "finetune", "converters", "runtimes", "bench", "evaluation", "report", "clinic", "tui"},
         {"typer"},
-        {"rich"},
+        {"rich", "PIL"},
     ),
     "edgemed": ({"cli"}, set(), set()),
 }
@@ -47,7 +47,8 @@ SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "edgemed/tui/catalogues.py": (set(), {"babel"}),
     "bench/demo_logits.py": (set(), {"torch", "transformers"}),
     "bench/report_sample.py": ({"clinic"}, {"pydicom"}),
-    "bench/report_check.py": ({"clinic"}, {"pydicom", "highdicom", "fhir", "pypdf"}),
+    "bench/report_check.py": ({"clinic"}, {"pydicom"}),
+    "bench/report_validators.py": (set(), {"pydicom", "highdicom", "fhir", "pypdf", "markdown_it"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
 

@@ -265,8 +265,8 @@ def test_an_answer_is_recorded_with_what_was_seen(desk: Desk) -> None:
     assert (question.role, question.text) == ("user", "What is shown?") and answer == answered.message
     assert (answer.text, answer.state, answer.verdict, answer.confidence) == ("A chest.", "complete", "answer", None)
     assert answer.model is not None and (answer.model.name, len(answer.model.sha256)) == ("fake", 64)
-    assert answer.images == question.images and answer.images[0].view == view
     picture = desk.session.picture(desk.image)
+    assert answer.images == question.images and answer.images[0].view == picture.resolve(view)
     pixels = prepare(picture.render(view), desk.engine.artifact.manifest.image)
     assert answer.images[0].pixels_sha256 == hash_pixels(pixels)
     assert desk.engine.requests[0].images[0].pixels == pixels.tobytes()

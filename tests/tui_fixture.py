@@ -18,7 +18,7 @@ from typing import Any
 
 from textual import events
 from textual.pilot import Pilot
-from textual.widgets import Static
+from textual.widgets import Button, Input, Static
 
 from edgemed.clinic.store import CaseStore, KdfCost, Means
 from edgemed.core.calibration import CALIBRATION_NAME
@@ -31,7 +31,7 @@ from runtimes.fake import Script
 RADIOGRAPH = Path(__file__).resolve().parents[1] / "edgemed/demo/radiograph.jpg"
 PASSPHRASE = "correct-horse"
 START = datetime(2026, 3, 2, 8, 30, tzinfo=timezone.utc)
-_ROUNDS = 1500
+_ROUNDS = 400
 
 
 def fixed_means() -> Means:
@@ -104,20 +104,29 @@ def on_screen(pilot: Pilot[Any], name: str) -> Callable[[], bool]:
 async def begin(pilot: Pilot[Any]) -> None:
     """From the first run's screen to the list of cases."""
     await settle(pilot, on_screen(pilot, "WelcomeScreen"), "the first run")
-    await pilot.press(*PASSPHRASE, "enter", *PASSPHRASE, "enter")
+    create_store(pilot)
     await settle(pilot, on_screen(pilot, "CaseListScreen"), "the list of cases")
+
+
+def create_store(pilot: Pilot[Any]) -> None:
+    """The passphrase twice, and the button."""
+    for name in ("#first", "#second"):
+        pilot.app.screen.query_one(name, Input).value = PASSPHRASE
+    pilot.app.screen.query_one("#create", Button).press()
 
 
 async def unlock(pilot: Pilot[Any], passphrase: str = PASSPHRASE) -> None:
     await settle(pilot, lambda: on_screen(pilot, "UnlockScreen")() and pilot.app.screen.ready, "the lock")  # type: ignore[attr-defined]
-    await pilot.press(*passphrase, "enter")
+    pilot.app.screen.query_one(Input).value = passphrase
+    await pilot.press("enter")
 
 
 async def open_case(pilot: Pilot[Any], label: str, image: Path | None = None) -> None:
     """A new case, with an image if one is given."""
     await pilot.press("n")
     await settle(pilot, on_screen(pilot, "TextDialog"), "the label's box")
-    await pilot.press(*label.replace(" ", "_"), "enter")
+    pilot.app.screen.query_one("#line", Input).value = label
+    await pilot.press("enter")
     await settle(pilot, on_screen(pilot, "CaseScreen"), "the case")
     await settle(pilot, lambda: bool(said(pilot, "#heading")), "the case's heading")
     if image is not None:
@@ -149,7 +158,9 @@ def paste(pilot: Pilot[Any], text: str) -> None:
 
 async def ask(pilot: Pilot[Any], question: str) -> None:
     """Type a question and send it; does not wait for the answer."""
-    await pilot.press(*question.replace(" ", "_"), "enter")
+    pilot.app.screen.query_one("#question", Input).value = question
+    pilot.app.screen.query_one("#question").focus()
+    await pilot.press("enter")
 
 
 async def answered(pilot: Pilot[Any], count: int) -> None:
@@ -165,6 +176,16 @@ def said(pilot: Pilot[Any], selector: str) -> str:
 def text_of(app: ChatApp) -> str:
     """Every character on the screen."""
     return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
+
+
+def talk_of(pilot: Pilot[Any]) -> str:
+    """All of the conversation, in sight or not."""
+    return "\n".join(str(entry.content) for entry in pilot.app.screen.query("Entry").results(Static))
+
+
+def told(pilot: Pilot[Any]) -> str:
+    """What is said in the corner."""
+    return "\n".join(note.message for note in pilot.app._notifications)
 
 
 def write_calibration(folder: Path, refer_below: float) -> None:

@@ -5,11 +5,25 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from edgemed.cli.compose import TEXT_TOKENS, prepare_images, require_artifact
-from edgemed.cli.options import Context, Images, Json, LoadDevice, MaxTokens, Model, Question, Quiet, Seed, Temperature
+from edgemed.cli.compose import TEXT_TOKENS, open_view, prepare_view, require_artifact
+from edgemed.cli.options import (
+    Context,
+    FrameNumber,
+    Images,
+    Json,
+    LoadDevice,
+    MaxTokens,
+    Model,
+    Question,
+    Quiet,
+    Seed,
+    Temperature,
+    WindowText,
+)
 from edgemed.cli.output import ADVICE, Output
 
 if TYPE_CHECKING:
+    from edgemed.clinic.records import View
     from edgemed.core.manifest import Artifact
     from runtimes.engine import Engine
     from runtimes.messages import Finished, PreparedImage, Sampling
@@ -18,6 +32,8 @@ if TYPE_CHECKING:
 def ask(
     question: Question,
     image: Images = None,
+    frame: FrameNumber = 0,
+    window: WindowText = None,
     model: Model = None,
     max_tokens: MaxTokens = 256,
     context: Context = None,
@@ -35,14 +51,33 @@ def ask(
     out = Output(json=json, quiet=quiet)
     target = load_target(device)
     artifact = require_artifact(model, out)
-    images = prepare_images(image or [], artifact)  # a bad image is told before a model is loaded
+    seen = [open_view(path, read_view(frame, window), out) for path in image or []]  # a bad image is told before a model is loaded
+    images = tuple(prepare_view(pixels, artifact) for pixels, _ in seen)
     needed = len(images) * artifact.manifest.vision.image_tokens + TEXT_TOKENS if len(images) > 1 else 0
     engine, plan = open_planned(artifact, target, make_wish(context=context, least_context=needed), out.note)
     with engine:
         finished = stream_answer(engine, question, images, Sampling(temperature=temperature, seed=seed), max_tokens, out)
     out.advise()
     settings = {"context_tokens": plan.settings.context_tokens, "kv_type": plan.settings.kv_type, "gpu_layers": plan.settings.gpu_layers}
-    out.result(describe_answer(artifact, question, finished) | {"device": target.profile.name, "settings": settings})
+    shown = [describe_seen(prepared, view) for prepared, (_, view) in zip(images, seen, strict=True)]
+    answer = describe_answer(artifact, question, finished)
+    out.result(answer | {"images": shown, "device": target.profile.name, "settings": settings})
+
+
+def read_view(frame: int, window: str | None) -> View:
+    """--frame and --window. Raises InputError."""
+    from edgemed.clinic.imaging import parse_window
+    from edgemed.clinic.records import View
+
+    return View(frame=frame, window=None if window is None else parse_window(window))
+
+
+def describe_seen(prepared: PreparedImage, view: View) -> dict[str, object]:
+    """An image in a result: how it was shown, and the hash of the very pixels that the tower was given."""
+    from hashlib import sha256
+
+    window = asdict(view.window) if view.window else None
+    return {"frame": view.frame, "window": window, "pixels_sha256": sha256(prepared.pixels).hexdigest()}
 
 
 def stream_answer(

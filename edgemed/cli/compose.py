@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 from edgemed.cli.output import Output
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from converters.calibration.moments import Calibration
     from converters.checkpoint import Checkpoint
     from converters.recipes import Recipe
+    from edgemed.clinic.records import View
     from edgemed.core.images import ImagePreparation
     from edgemed.core.manifest import Artifact
     from edgemed.core.registry import ModelEntry
@@ -250,8 +253,31 @@ def find_default() -> Artifact | None:
     return load_artifact(default) if (default / MANIFEST_NAME).is_file() else None
 
 
+def open_view(path: Path, view: View, out: Output) -> tuple[Image, View]:
+    """An image file, plain or DICOM, as a person sees it, and the view with the window that was used. Warns of what it may show.
+
+    Raises ImageError, DicomError, MissingExtraError.
+    """
+    from edgemed.clinic.imaging import open_picture, suspect_burnt_in
+
+    picture = open_picture(path)
+    used = picture.resolve(view)
+    image = picture.render(view)
+    for warning in (*picture.facts.warnings, *suspect_burnt_in(picture)):
+        out.warn(f"{picture.name}: {warning}")
+    return image, used
+
+
+def prepare_view(image: Image, artifact: Artifact) -> PreparedImage:
+    """An image that a person saw, as the artifact's tower was trained to see it."""
+    from edgemed.core.images import prepare
+    from runtimes.consult import pack_pixels
+
+    return pack_pixels(prepare(image, artifact.manifest.image))
+
+
 def prepare_images(paths: Sequence[Path], artifact: Artifact) -> tuple[PreparedImage, ...]:
-    """Image files as the artifact's tower was trained to see them. Raises ImageError."""
+    """Plain image files as the artifact's tower was trained to see them. Raises ImageError."""
     from runtimes.engine import prepare_image
 
     return tuple(prepare_image(artifact, path) for path in paths)

@@ -25,7 +25,14 @@ Folder = Annotated[Path | None, typer.Argument(help="A converted model's folder.
 Folders = Annotated[list[Path] | None, typer.Argument(help="Converted models' folders. edgemed-demo where left out.", metavar="[DIR]...")]
 Model = Annotated[Path | None, typer.Option("--model", help="A converted model's folder. edgemed-demo where left out.", metavar="DIR")]
 Question = Annotated[str, typer.Argument(help="What to ask.", metavar="QUESTION")]
-Images = Annotated[list[Path] | None, typer.Option("--image", help="An image file; can be given several times.", metavar="FILE")]
+Images = Annotated[
+    list[Path] | None, typer.Option("--image", help="An image file, plain or DICOM; can be given several times.", metavar="FILE")
+]
+FrameNumber = Annotated[int, typer.Option("--frame", help="Which frame of a DICOM image, from 0.", metavar="N", min=0)]
+WindowText = Annotated[
+    str | None,
+    typer.Option("--window", help="Grey levels shown, as in -600,1500; by default those that the file asks for.", metavar="CENTRE,WIDTH"),
+]
 
 Bits = Annotated[int | None, typer.Option("--bits", help="4, 8 or 16 bits a weight; 4 where nothing is said.", metavar="N")]
 Quant = Annotated[

@@ -74,7 +74,8 @@ def load_pixels(source: Path | bytes, name: str = "the image") -> tuple[Image.Im
         if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
             raise ImageError(f"Expected an image in {name}, found an empty file.", "Export or copy the image again.")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own, lower limit follows
+            # Our own, lower limit follows; what Pillow warns of besides (damaged EXIF) is no reason to say anything.
+            warnings.simplefilter("ignore")
             with Image.open(source if isinstance(source, Path) else io.BytesIO(source)) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:

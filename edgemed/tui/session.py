@@ -34,6 +34,15 @@ DRAFT_TOKENS = 512
 
 
 @dataclass(frozen=True)
+class _Prepared:
+    """An image as the tower sees it, the view with the window that was really used, and the hash of these pixels."""
+
+    image: PreparedImage
+    view: View
+    pixels_sha256: str
+
+
+@dataclass(frozen=True)
 class Said:
     """The question was recorded."""
 
@@ -77,7 +86,7 @@ class CaseSession:
         self._stopping = threading.Event()
         self._stream: AnswerStream | None = None
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
-        self._prepared: OrderedDict[tuple[str, View], tuple[PreparedImage, str]] = OrderedDict()
+        self._prepared: OrderedDict[tuple[str, View], _Prepared] = OrderedDict()
         self._cache = threading.RLock()
 
     @property
@@ -125,7 +134,7 @@ class CaseSession:
         shown = tuple(self._prepare(image, engine) for image in images)
         message = self._store.add_message(self.case_id, "user", question, images=_seen(images, shown))
         sink(Said(message))
-        return self._answer(engine, Consultation(question, tuple(p for p, _ in shown), history), message.images, sink)
+        return self._answer(engine, Consultation(question, tuple(p.image for p in shown), history), message.images, sink)
 
     def _retry(self, images: Sequence[CaseImage], sink: Sink) -> Answered:
         messages = self._store.list_messages(self.case_id)
@@ -134,7 +143,7 @@ class CaseSession:
             raise InputError("Expected a question to ask again, found none.", "Type a question first.")
         engine = self._engines.get()
         shown = tuple(self._prepare(image, engine) for image in images)
-        consultation = Consultation(messages[last].text, tuple(p for p, _ in shown), self._history(messages[:last]))
+        consultation = Consultation(messages[last].text, tuple(p.image for p in shown), self._history(messages[:last]))
         return self._answer(engine, consultation, _seen(images, shown), sink)
 
     def _answer(self, engine: Answering, consultation: Consultation, seen: tuple[SeenImage, ...], sink: Sink) -> Answered:
@@ -174,7 +183,7 @@ class CaseSession:
         try:
             self._stopping.clear()
             engine = self._engines.get()
-            shown = tuple(self._prepare(image, engine)[0] for image in images)
+            shown = tuple(self._prepare(image, engine).image for image in images)
             planned = plan_request(engine, Consultation(question, shown), max_tokens=DRAFT_TOKENS)
             return self._follow(engine, engine.submit(planned.request), lambda event: None), identify_model(engine.artifact)
         finally:
@@ -198,15 +207,16 @@ class CaseSession:
     def _prepared_again(self, seen: Sequence[SeenImage]) -> tuple[PreparedImage, ...]:
         images = {image.id: image for image in self._store.list_images(self.case_id)}
         engine = self._engines.get()
-        return tuple(self._prepare(replace(images[s.image_id], view=s.view), engine)[0] for s in seen if s.image_id in images)
+        return tuple(self._prepare(replace(images[s.image_id], view=s.view), engine).image for s in seen if s.image_id in images)
 
-    def _prepare(self, image: CaseImage, engine: Answering) -> tuple[PreparedImage, str]:
-        """An image in its view as the tower sees it, and the hash of these pixels."""
+    def _prepare(self, image: CaseImage, engine: Answering) -> _Prepared:
+        """An image in its view as the tower sees it."""
         key = (image.id, image.view)
         with self._cache:
             if key not in self._prepared:
-                pixels = prepare(self.picture(image).render(image.view), engine.artifact.manifest.image)
-                self._prepared[key] = (pack_pixels(pixels), hash_pixels(pixels))
+                picture = self.picture(image)
+                pixels = prepare(picture.render(image.view), engine.artifact.manifest.image)
+                self._prepared[key] = _Prepared(pack_pixels(pixels), picture.resolve(image.view), hash_pixels(pixels))
                 while len(self._prepared) > _PREPARED:
                     self._prepared.popitem(last=False)
             self._prepared.move_to_end(key)
@@ -237,5 +247,5 @@ def judge(answer: Answer, calibration: Calibration | None) -> tuple[Confidence |
     return Confidence(probability, calibration.calibrated_on), "refer" if calibration.refers(probability) else "answer"
 
 
-def _seen(images: Sequence[CaseImage], shown: Sequence[tuple[PreparedImage, str]]) -> tuple[SeenImage, ...]:
-    return tuple(SeenImage(image.id, image.view, sha256) for image, (_, sha256) in zip(images, shown, strict=True))
+def _seen(images: Sequence[CaseImage], shown: Sequence[_Prepared]) -> tuple[SeenImage, ...]:
+    return tuple(SeenImage(image.id, p.view, p.pixels_sha256) for image, p in zip(images, shown, strict=True))

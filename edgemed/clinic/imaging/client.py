@@ -83,14 +83,17 @@ class DecodingProcess:
         timer = threading.Timer(limit_s, end)
         timer.daemon = True
         timer.start()
+        reply = None
         try:
             write_message(cast(BinaryIO, self._process.stdin), request, payload)
-            return read_message(cast(BinaryIO, self._process.stdout))
+            reply = read_message(cast(BinaryIO, self._process.stdout))
+            return reply
         except (OSError, EOFError, ValueError):
-            self.close()
             raise _Gone(late.is_set()) from None
         finally:
             timer.cancel()
+            if reply is None:  # an interruption, too: the rest of its reply would be taken for the next one's
+                self.close()
 
     def close(self) -> None:
         """End it."""

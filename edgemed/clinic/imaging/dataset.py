@@ -21,26 +21,18 @@ from edgemed.core.text import one_line
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-# What pydicom, numpy and the codecs raise on files that are not as they should be. Their words may quote the file, so none is passed on.
-FOREIGN = (
-    OSError,
-    EOFError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    AssertionError,
-    SyntaxError,
-    struct.error,
-    zlib.error,
-)
 # A file's meta header is far shorter.
 _HEAD_BYTES = 1 << 16
 _EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
+
+
+def foreign() -> tuple[type[Exception], ...]:
+    """What pydicom, numpy and the codecs raise on files that are not as they should be. Their words may quote the file: not passed on."""
+    from pydicom.errors import BytesLengthException, InvalidDicomError
+
+    usual = (OSError, EOFError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, MemoryError)
+    return (*usual, AssertionError, SyntaxError, struct.error, zlib.error, BytesLengthException, InvalidDicomError)
 
 
 class Refused(Exception):
@@ -54,7 +46,6 @@ class Refused(Exception):
 def read_dataset(data: bytes, header_only: bool = False) -> Dataset:
     """Parse a file's bytes; with `header_only` up to the pixels. Raises Refused."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     try:
         return pydicom.dcmread(io.BytesIO(_inflated(data)), force=True, stop_before_pixels=header_only)
@@ -62,14 +53,13 @@ def read_dataset(data: bytes, header_only: bool = False) -> Dataset:
         raise Refused("a DICOM image", "sequences nested deeper than any real file's") from None
     except MemoryError:
         raise Refused("a DICOM image that fits into memory", "one that needs more") from None
-    except (*FOREIGN, InvalidDicomError):
+    except foreign():
         raise Refused("a whole DICOM image", "a damaged or cut-off file") from None
 
 
 def read_header(path: Path) -> Dataset:
     """Parse a file up to its pixels, reading no more than that of it, but for deflated ones. Raises Refused."""
     import pydicom
-    from pydicom.errors import InvalidDicomError
 
     try:
         with path.open("rb") as f:
@@ -78,7 +68,7 @@ def read_header(path: Path) -> Dataset:
                 return read_dataset(head + f.read(MAX_INFLATED_BYTES), header_only=True)
             f.seek(0)
             return pydicom.dcmread(f, force=True, stop_before_pixels=True)
-    except (*FOREIGN, InvalidDicomError):
+    except foreign():
         raise Refused("a whole DICOM image", "a damaged or cut-off file") from None
 
 
@@ -112,7 +102,7 @@ def value(dataset: Dataset, keyword: str) -> Any:
     try:
         found = dataset.get(keyword)
         return None if found is None or found == "" else found
-    except FOREIGN:
+    except foreign():
         return None
 
 
@@ -121,7 +111,7 @@ def text(dataset: Dataset, keyword: str, limit: int = MAX_TEXT) -> str:
     found = value(dataset, keyword)
     try:
         return one_line("" if found is None else str(found))[:limit].strip()
-    except FOREIGN:
+    except foreign():
         return ""
 
 
@@ -132,7 +122,7 @@ def numbers(dataset: Dataset, keyword: str) -> list[float]:
         return []
     try:
         out = [float(item) for item in (found if hasattr(found, "__iter__") and not isinstance(found, str) else [found])]
-    except FOREIGN:
+    except foreign():
         return []
     return out if all(abs(x) < float("inf") for x in out) else []
 

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.clinic.imaging.dataset import FOREIGN, Refused, items, number, numbers, text, value
+from edgemed.clinic.imaging.dataset import Refused, foreign, items, number, numbers, text, value
 from edgemed.clinic.imaging.frames import decode_stored
 from edgemed.clinic.imaging.header import check_size, count_frames, read_facts
-from edgemed.clinic.imaging.limits import MAX_INFLATED_BYTES
+from edgemed.clinic.imaging.limits import MAX_COPY_BYTES
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -90,7 +90,9 @@ def strip(dataset: Dataset, key: bytes, masks: list[list[float]]) -> bytes:
     copy.preamble = bytes(128)
     try:
         copy.save_as(out, enforce_file_format=True)
-    except FOREIGN:
+    except MemoryError:
+        raise
+    except foreign():
         raise Refused("values that can be written again", "damaged ones") from None
     return out.getvalue()
 
@@ -201,8 +203,8 @@ def _write_pixels(dataset: Dataset, copy: Dataset, masks: list[list[float]]) -> 
             array[_part(top, rows, False) : _part(bottom, rows, True), _part(left, columns, False) : _part(right, columns, True)] = 0
         out += array.astype(array.dtype.newbyteorder("<")).tobytes()
         photometric = str(properties["photometric_interpretation"])
-        if len(out) * (frames / (index + 1)) > MAX_INFLATED_BYTES:
-            raise Refused(f"at most {MAX_INFLATED_BYTES >> 20} MiB of pixels", "more", "Export fewer frames.")
+        if len(out) * (frames / (index + 1)) > MAX_COPY_BYTES:
+            raise Refused(f"at most {MAX_COPY_BYTES >> 20} MiB of pixels", "more", "Export fewer frames.")
     _write_format(dataset, copy, array, photometric, frames)
     keyword = {"f4": "FloatPixelData", "f8": "DoubleFloatPixelData"}.get(array.dtype.str[1:], "PixelData")
     kind = {"FloatPixelData": "OF", "DoubleFloatPixelData": "OD"}.get(keyword, "OB" if array.dtype.itemsize == 1 else "OW")

@@ -14,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.clinic.imaging.dataset import FOREIGN, Refused, items, number, numbers, text, transfer_syntax, value
+from edgemed.clinic.imaging.dataset import Refused, foreign, items, number, numbers, text, transfer_syntax, value
 from edgemed.clinic.imaging.header import frame_group, read_windows
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.pixels.decoders.base import Decoder
 
 Values = NDArray[Any]
+JPEG_BASELINE, JPEG_EXTENDED = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"
 _INT32 = np.iinfo(np.int32)
 
 
@@ -32,15 +34,12 @@ def decode_frame(dataset: Dataset, index: int) -> tuple[dict[str, Any], Values]:
         if photometric.startswith("MONOCHROME"):
             return _grey(dataset, index, stored)
         if photometric == "PALETTE COLOR":
-            from pydicom.pixels.processing import apply_color_lut
-
-            coloured = apply_color_lut(stored, dataset)[..., :3]
-            return _colour(), _eight_bits(coloured, 8 * coloured.dtype.itemsize)
-    except FOREIGN:
+            return _colour(), apply_palette(dataset, stored)
+    except foreign():
         raise Refused("look-up tables that fit the pixels", "damaged ones") from None
     if photometric != "RGB" or stored.ndim != 3 or stored.shape[2] != 3:
         raise Refused("colours in RGB, YBR or a palette", "another colour space", "Export the image as RGB.")
-    return _colour(), _eight_bits(stored, int(properties.get("bits_stored", 8)))
+    return _colour(), _eight_bits(stored, number(dataset, "BitsStored") or 8)
 
 
 def decode_stored(dataset: Dataset, index: int) -> tuple[Values, dict[str, Any]]:
@@ -58,12 +57,33 @@ def decode_stored(dataset: Dataset, index: int) -> tuple[Values, dict[str, Any]]
     _complete(dataset)
     try:
         dataset.file_meta.TransferSyntaxUID = UID(syntax)  # pydicom's decoder reads it there, and some files do not say
-        array, properties = decoder.as_array(dataset, index=index)
+        array, properties = _decode(decoder, dataset, index)
     except MemoryError:
         raise Refused("a frame that fits into memory", "one that needs more") from None
-    except FOREIGN:
+    except foreign():
         raise Refused("pixels that can be decoded", "damaged ones, or a kind that is not supported", "Export it uncompressed.") from None
-    return _shifted(dataset, array, decoder.is_native), dict(properties)
+    return np.asarray(array), dict(properties)
+
+
+def _decode(decoder: Decoder, dataset: Dataset, index: int) -> tuple[Values, Any]:
+    # Pillow's libjpeg is the one that nearly every other program decodes 8-bit JPEG with; pylibjpeg's differs by up to 5 levels.
+    if "pillow" in decoder.available_plugins and decoder.UID in (JPEG_BASELINE, JPEG_EXTENDED) and number(dataset, "BitsStored") == 8:
+        try:
+            return decoder.as_array(dataset, index=index, decoding_plugin="pillow")
+        except foreign():
+            pass  # the others may read it
+    shift = _shift(dataset) if decoder.is_native else 0
+    if not shift:
+        return decoder.as_array(dataset, index=index)
+    options: Any = {"bits_stored": (number(dataset, "HighBit") or 0) + 1}
+    array, properties = decoder.as_array(dataset, index=index, **options)
+    return np.asarray(array >> shift), properties
+
+
+def _shift(dataset: Dataset) -> int:
+    """By how much values lie above the lowest bits: old files keep them at the top of a word, and pydicom takes those at the bottom."""
+    allocated, stored, high = (number(dataset, keyword) or 0 for keyword in ("BitsAllocated", "BitsStored", "HighBit"))
+    return max(0, high + 1 - stored) if 0 < high < allocated and stored > 0 and "PixelData" in dataset else 0
 
 
 def _complete(dataset: Dataset) -> None:
@@ -79,23 +99,33 @@ def _complete(dataset: Dataset) -> None:
         raise Refused("the meaning of the pixels (photometric interpretation)", "none")
 
 
-def _shifted(dataset: Dataset, array: Values, native: bool) -> Values:
-    # Old files keep their bits at the top of a word; pydicom takes those at the bottom.
-    allocated, stored, high = (number(dataset, keyword) for keyword in ("BitsAllocated", "BitsStored", "HighBit"))
-    if not native or array.dtype.kind not in "iu" or None in (allocated, stored, high):
-        return array
-    assert allocated is not None and stored is not None and high is not None
-    shift = high + 1 - stored
-    if shift <= 0 or high >= allocated:
-        return array
-    return np.asarray(array >> shift)
-
-
 def _eight_bits(array: Values, bits: int) -> Values:
     if bits == 8:
         return array.astype(np.uint8)
     top = (1 << bits) - 1
     return np.asarray(np.clip(np.rint(array.astype(np.float32) * np.float32(255 / top)), 0, 255), np.uint8)
+
+
+def apply_palette(dataset: Dataset, stored: Values) -> Values:
+    """Indices → uint8 [rows, columns, 3]. pydicom's own reads tables of big-endian files the wrong way round."""
+    if value(dataset, "RedPaletteColorLookupTableData") is None:
+        from pydicom.pixels.processing import apply_color_lut
+
+        coloured = apply_color_lut(stored, dataset)[..., :3]  # segmented tables
+        return _eight_bits(coloured, 8 * coloured.dtype.itemsize)
+    return np.stack([_palette_channel(dataset, colour, stored) for colour in ("Red", "Green", "Blue")], axis=-1)
+
+
+def _palette_channel(dataset: Dataset, colour: str, stored: Values) -> Values:
+    descriptor = numbers(dataset, f"{colour}PaletteColorLookupTableDescriptor")
+    count, first, bits = int(descriptor[0]) or 65_536, int(descriptor[1]), int(descriptor[2])
+    data = value(dataset, f"{colour}PaletteColorLookupTableData")
+    words = np.frombuffer(data[: len(data) // 2 * 2], "<u2" if dataset.original_encoding[1] else ">u2")
+    # 8-bit entries are two to a word where the table is only as long as that.
+    entries = words.astype("<u2").view(np.uint8) if len(data) < 2 * count else words
+    grey = entries[:count] >> 8 if bits == 16 and entries.dtype.itemsize == 2 else np.minimum(entries[:count], 255)
+    at = np.clip(stored.astype(np.int64) - first, 0, len(grey) - 1)
+    return np.asarray(grey[at], np.uint8)
 
 
 def _colour() -> dict[str, Any]:

@@ -69,6 +69,8 @@ def describe(dataset: Dataset) -> dict[str, Any]:
     aspect = pixel_aspect(dataset)
     if abs(aspect - 1) > 0.01:
         warnings.append("The image's pixels are not square; it is shown with the right proportions.")
+    if any((group, 0x3000) in dataset for group in range(0x6000, 0x6020, 2)):
+        warnings.append("The file has drawings laid over the image; they are not shown.")
     types = text(dataset, "ImageType", 200).upper()
     rescaled = numbers(frame_group(dataset, 0, "PixelValueTransformationSequence"), "RescaleSlope")
     return {
@@ -108,6 +110,7 @@ def count_frames(dataset: Dataset, rows: int, columns: int) -> tuple[int, list[s
     if there < 1:
         raise Refused(f"pixels for {columns} × {rows}", "fewer bytes than one frame takes")
     frames = min(declared, there, MAX_FRAMES)
+    dataset.NumberOfFrames = frames  # for pydicom's decoder; what the file says may be no number at all
     if frames < declared:
         return frames, [f"The file declares {declared} frames and holds {frames}."]
     return frames, []

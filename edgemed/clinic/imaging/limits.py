@@ -7,8 +7,10 @@ from __future__ import annotations
 
 # A tomosynthesis or a long cine loop has some hundred MB; the file is held in memory as long as its picture is open.
 MAX_FILE_BYTES = 1 << 30
-# What a deflated data set may become; zlib packs zeros a thousand times.
-MAX_INFLATED_BYTES = 1 << 30
+# What a deflated data set may become; zlib packs zeros a thousand times. Such files are rare, and small.
+MAX_INFLATED_BYTES = 256 << 20
+# Pixels of a de-identified copy, which is uncompressed and for a moment in memory several times.
+MAX_COPY_BYTES = 512 << 20
 # Frames of one file; a pathology slide's tiles are not what this program shows.
 MAX_FRAMES = 65_536
 # The decoding process's address space: a file, its pixel data as pydicom copies it, and one frame in a codec's 32-bit planes.

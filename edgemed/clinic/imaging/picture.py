@@ -14,6 +14,7 @@ import secrets
 import threading
 import weakref
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,14 @@ class Picture:
             return full_window(found.voi_lut.first, found.voi_lut.first + len(found.voi_lut.entries) - 1, "lut")
         return self.windows[0] if self.windows else full_window(found.low, found.high)
 
+    def resolve(self, view: View) -> View:
+        """The view with the window that `render` uses written out, to be kept with an answer. None stays for colours and VOI LUTs."""
+        return view if view.window is not None or self._through_lut(view.frame) else replace(view, window=self.default_window(view.frame))
+
+    def _through_lut(self, index: int) -> bool:
+        found = self.frame(index)
+        return found.voi_lut is not None and not found.windows
+
     def render(self, view: View = View()) -> Image.Image:  # noqa: B008 — frozen
         """8-bit RGB: exactly what the person sees and what the model is given. Raises ImageError, DicomError, InputError."""
         grey_or_rgb = self.render_stored(view)
@@ -154,7 +163,12 @@ class PlainPicture(Picture):
             low, high = _range(values)
             windows = (full_window(0, 255),) if values.dtype == np.uint8 else (full_window(low, high),)
             self._frame = Frame(values, True, windows, low=low, high=high)
+        self._rgb = image
         super().__init__(name, facts, PatientIdentity(), self._frame.windows, self._frame.monochrome)
+
+    def _shown(self, index: int, frame: Frame, window: Window | None) -> NDArray[np.uint8]:
+        # Not through the window that means the same: training saw load_image's pixels, to the last rounding.
+        return np.array(self._rgb) if window is None else apply_window(frame.values, window)
 
     def frame(self, index: int) -> Frame:
         if index != 0:

@@ -32,7 +32,7 @@ class Series:
 
 
 def list_series(folder: Path) -> list[Series]:
-    """Every series in a folder and below, by study and number. Raises InputError (no folder), MissingExtraError."""
+    """Every series in a folder and below, of 20,000 files at most, by study and number. Raises InputError, MissingExtraError."""
     if not folder.is_dir():
         raise InputError(f"Expected a folder at {folder}, found none.", "Check the path.")
     found: defaultdict[tuple[str, str], list[tuple[dict[str, Any], Path]]] = defaultdict(list)

@@ -41,8 +41,10 @@ class VoiLut:
 
 
 def full_window(low: float, high: float, name: str = "full") -> Window:
-    """The window that shows `low` black and `high` white."""
-    return Window((low + high) / 2, max(high - low, 1e-6), "linear_exact", name)
+    """The window that shows `low` black and `high` white; a frame of one value is black."""
+    if not high > low:
+        return Window(low + 0.5, 1.0, "linear_exact", name)
+    return Window((low + high) / 2, high - low, "linear_exact", name)
 
 
 def parse_window(text: str) -> Window:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgemed.clinic.imaging.dataset import FOREIGN, Refused, read_dataset, read_header
+from edgemed.clinic.imaging.dataset import Refused, foreign, read_dataset, read_header
 from edgemed.clinic.imaging.deidentify import strip
 from edgemed.clinic.imaging.frames import decode_frame
 from edgemed.clinic.imaging.header import describe, describe_place
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Answer requests until the input ends."""
     source, out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to the program's children, too
     _silence()
     _limit()
     server = Server()
@@ -59,7 +60,7 @@ class Server:
             return {"expected": refused.expected, "found": refused.found, "hint": refused.hint, "extra": refused.extra}, b""
         except MemoryError:
             return _refusal("an image that fits into memory", "one that needs more"), b""
-        except FOREIGN:
+        except foreign():
             return _refusal("a whole DICOM image", "a damaged one"), b""
 
     def _load(self, payload: bytes) -> tuple[dict[str, Any], bytes]:

@@ -2,7 +2,7 @@
 
     question = draft_question(messages, facts, "fr")                  # ask the model this, then
     findings, impression, recommendation = parse_draft(answer, messages, "fr")
-    export = Export(case, report, images, messages, identity=None)    # None: no consent, nothing identifying leaves
+    export = Export.of(case, report, images, messages, identity, with_identity=False)     # no consent: nothing identifying leaves
     save_export(folder, export, ("pdf", "md", "fhir", "dicom", "sr"), pictures)
 
 A report without a signature is exported as a draft: DRAFT on every page, `preliminary` in FHIR, PARTIAL and UNVERIFIED in DICOM. Every
@@ -11,9 +11,10 @@ module for each format, save (files). PDF needs fpdf2, DICOM pydicom and highdic
 screen: it is handed frozen records and returns bytes.
 """
 
-from edgemed.clinic.report.contents import Export, Status, build_contents, status_of
+from edgemed.clinic.report.contents import build_contents
 from edgemed.clinic.report.dicom import export_dicom_pdf
 from edgemed.clinic.report.draft import conversation_findings, draft_question, parse_draft
+from edgemed.clinic.report.export import Export, Status, status_of
 from edgemed.clinic.report.fhir import export_fhir
 from edgemed.clinic.report.headings import HEADINGS, heading
 from edgemed.clinic.report.markdown import export_markdown

@@ -5,7 +5,8 @@
     hide("Doe, John has a cough")                    # "[withheld], [withheld] has a cough"
 
 Knows no format; each format escapes for itself. A Hider finds what it was told to look for and the usual spellings of it (parts of a
-name, a date in other orders); a nickname or a wrong spelling that somebody typed into the conversation is beyond it.
+name, a date in other orders). Beyond it are a nickname or a wrong spelling that somebody typed, and a part of a name with fewer than
+three letters, which is found inside the whole name alone: a patient called No must not take the no out of "no fracture".
 """
 
 from __future__ import annotations
@@ -24,8 +25,12 @@ _BREAKS = re.compile("\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 # Noncharacters: XML 1.0 forbids the last two of the first plane, and none of the others means anything between programs.
 _LAST_TWO = "".join(chr(plane * 0x10000 + low) for plane in range(17) for low in (0xFFFE, 0xFFFF))
 _NONCHARACTERS = re.compile(f"[\ufdd0-\ufdef\ufeff{_LAST_TWO}]")
-# Parts of a name shorter than this are too common inside other words to be taken out.
-_SHORTEST_PART = 3
+# What has fewer letters and digits than this is too common a word, or number, to be taken out of a report.
+_SHORTEST = 3
+_DATE_ORDERS = (
+    *("%Y-%m-%d", "%Y%m%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%d-%m-%Y", "%m/%d/%Y", "%m-%d-%Y"),
+    *("%d.%m.%y", "%d/%m/%y"),
+)
 _BETWEEN = r"[\s^,_=]+"
 
 
@@ -42,11 +47,21 @@ def clean_line(text: str, most_chars: int = 200) -> str:
     return line if len(line) <= most_chars else line[: most_chars - 1].rstrip() + "…"
 
 
+def iso_date(text: str) -> str:
+    """YYYY-MM-DD where `text` is a whole date (so, or as DICOM's YYYYMMDD), otherwise empty: a format with dates takes no other."""
+    parts = re.fullmatch(r"(\d{4})-?(\d{2})-?(\d{2})", text.strip(), re.ASCII)
+    try:
+        return date(*map(int, parts.groups())).isoformat() if parts else ""
+    except ValueError:
+        return ""
+
+
 class Hider:
     """Replaces by `mark` whatever would tell who the patient is. With nothing to hide it returns its text unchanged."""
 
     def __init__(self, withheld: PatientIdentity | None = None, file_names: Sequence[str] = (), mark: str = "[withheld]") -> None:
-        words = {clean_line(word) for word in (*_identity_words(withheld), *_file_words(file_names))} - {""}
+        words = {clean_line(word) for word in (*_identity_words(withheld), *_file_words(file_names))}
+        words = {word for word in words if sum(map(str.isalnum, word)) >= _SHORTEST}
         # Longest first, so that a whole name is one mark and not one for each of its parts.
         spelled = [_pattern(word) for word in sorted(words, key=lambda word: (-len(word), word))]
         one = f"(?:{'|'.join(spelled)})"
@@ -67,22 +82,21 @@ def _pattern(word: str) -> str:
 def _identity_words(identity: PatientIdentity | None) -> Iterator[str]:
     if identity is None:
         return
-    yield from (identity.name, identity.patient_id, identity.accession, identity.study_uid)
-    for part in re.split(r"[\s^,_=.]+", identity.name):
-        if len(part) >= _SHORTEST_PART:
-            yield part
-            yield "".join(letter for letter in unicodedata.normalize("NFD", part) if not unicodedata.combining(letter))
+    yield from (identity.patient_id, identity.accession, identity.study_uid)
+    parts = [part for part in re.split(r"[\s^,_=.]+", identity.name) if part]
+    for words in (identity.name, " ".join(parts[:2]), " ".join(parts[1::-1]), *parts):
+        yield words
+        yield "".join(letter for letter in unicodedata.normalize("NFD", words) if not unicodedata.combining(letter))
     yield from _date_words(identity.birth_date)
 
 
 def _date_words(text: str) -> Iterator[str]:
     yield text
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
+    if not iso_date(text):
         return
-    for pattern in ("%Y%m%d", "%Y/%m/%d", "%Y.%m.%d", "%d.%m.%Y", "%d/%m/%Y", "%d-%m-%Y", "%m/%d/%Y", "%m-%d-%Y", "%d.%m.%y", "%d/%m/%y"):
-        yield day.strftime(pattern)
+    day = date.fromisoformat(iso_date(text))
+    for order in _DATE_ORDERS:
+        yield day.strftime(order)
     yield from (f"{day.day}.{day.month}.{day.year}", f"{day.day}/{day.month}/{day.year}", f"{day.month}/{day.day}/{day.year}")
 
 

@@ -11,37 +11,22 @@ draft, is. Knows no file format.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
 
-from edgemed.clinic.records import Case, CaseImage, Message, ModelIdentity, PatientIdentity, Report, SeenImage, View
+from edgemed.clinic.records import CaseImage, Message, ModelIdentity, PatientIdentity, Report, SeenImage, View
 from edgemed.clinic.report.clean import Hider, clean_line, clean_text
-from edgemed.clinic.report.headings import SECTION_KEYS, SectionKey, Translate, heading, same
+from edgemed.clinic.report.export import Export, Status, case_reference, status_of
+from edgemed.clinic.report.headings import SECTION_KEYS, SectionKey, Translate, base_language, heading, same
 from edgemed.core.errors import InputError
 
-Status = Literal["draft", "signed", "amended"]
 Say = Callable[[str], str]
 
 # A section longer than this is no report; a turn of the conversation longer than this is cut, and says so.
 MOST_SECTION_CHARS = 60_000
 MOST_TURN_CHARS = 20_000
-
-
-@dataclass(frozen=True)
-class Export:
-    """Everything an export needs. `identity` None: no consent. `withheld`: what to take out of texts then (the identity that is known)."""
-
-    case: Case
-    report: Report
-    images: tuple[CaseImage, ...]
-    messages: tuple[Message, ...]
-    identity: PatientIdentity | None
-    institution: str = ""
-    language: str = "en"
-    withheld: PatientIdentity | None = None
 
 
 @dataclass(frozen=True)
@@ -113,16 +98,9 @@ class Contents:
     advice: str
 
 
-def case_reference(case_id: str) -> str:
-    """A short name for the case that tells nothing of it: made from its random id."""
-    return hashlib.sha256(f"edgemed report {case_id}".encode()).hexdigest()[:12]
-
-
-def status_of(report: Report) -> Status:
-    """A report without a signature is a draft; a signed one after the first version amends an earlier one."""
-    if not report.signed_by.strip() or report.signed_at is None:
-        return "draft"
-    return "amended" if report.version > 1 else "signed"
+def seen_text(seen: SeenLine, say: Say) -> str:
+    """Which image an answer saw, how, and the hash of those pixels, on one line."""
+    return f"{seen.title}: {seen.view}; {say('pixels')}: {seen.pixels_sha256}"
 
 
 def utc_text(moment: datetime) -> str:
@@ -130,22 +108,24 @@ def utc_text(moment: datetime) -> str:
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
+def say_in(export: Export, translate: Translate = same) -> Say:
+    """The report's own words in the export's language, by their keys in HEADINGS."""
+    return lambda key: clean_line(heading(key, export.language, translate), 400)
+
+
 def build_contents(export: Export, translate: Translate = same) -> Contents:
     """The export's contents. InputError where a section is too long or parts of other cases were handed in."""
     _check(export)
-
-    def say(key: str) -> str:
-        return clean_line(heading(key, export.language, translate), 400)
-
+    say = say_in(export, translate)
     hide = _hider(export, say)
-    images = tuple(_image_line(image, number, export, say) for number, image in enumerate(export.images, 1))
+    images = tuple(_image_line(image, number, export, hide, say) for number, image in enumerate(export.images, 1))
     turns = tuple(_turn(message, images, export, hide, say) for message in export.messages)
     report = export.report
     status = status_of(report)
     models = _models(export)
     drafted_by = _clean_model(report.drafted_by)
     return Contents(
-        language=clean_line(export.language, 20) or "en",
+        language=base_language(export.language),
         title=say("title"),
         status=status,
         status_text=say(status),
@@ -252,7 +232,7 @@ def view_text(view: View, frames: int, named: bool, say: Say) -> str:
     return ", ".join(parts)
 
 
-def _image_line(image: CaseImage, number: int, export: Export, say: Say) -> ImageLine:
+def _image_line(image: CaseImage, number: int, export: Export, hide: Hider, say: Say) -> ImageLine:
     named = export.identity is not None
     facts = image.facts
     words = [facts.modality, facts.body_part, facts.view_position, facts.laterality, facts.description if named else ""]
@@ -260,7 +240,7 @@ def _image_line(image: CaseImage, number: int, export: Export, say: Say) -> Imag
     return ImageLine(
         image_id=image.id,
         title=f"{say('image')} {number}" + (f": {clean_line(image.name)}" if named and image.name else ""),
-        facts=", ".join([clean_line(word, 64) for word in words if word.strip()] + [size]),
+        facts=", ".join([hide(clean_line(word, 64)) for word in words if word.strip()] + [size]),
         view=view_text(image.view, facts.frames, named, say),
         file_sha256=clean_line(image.sha256) if named else "",
         suspect=not named and bool(facts.warnings) and not image.view.masks,

@@ -3,9 +3,10 @@
     data = export_dicom_pdf(export, pdf, reference)     # the bytes of a DICOM file
 
 With consent the file joins the study of `reference` (the original DICOM file) or of the identity; without, the reference is not even
-opened, the study is new and the patient is called Withheld. All text is UTF-8 (ISO_IR 192). UIDs are made from the content (2.25 and a
-hash), so that the same export is the same file and another text another instance. Times are UTC, or in the zone that the original
-states. An identifier that DICOM cannot hold is refused, never cut: a cut one is another patient's.
+opened, and the patient is called Withheld, with a number and a study made from the case's random id (the same for all exports of the
+case, and for nothing else). All text is UTF-8 (ISO_IR 192). UIDs are made from the content (2.25 and a hash), so that the same export
+is the same file and another text another instance. Times are UTC, or in the zone that the original states. An identifier that DICOM
+cannot hold is refused, never cut: a cut one is another patient's.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
 from edgemed.clinic.records import PatientIdentity
-from edgemed.clinic.report.clean import clean_line
+from edgemed.clinic.report.clean import clean_line, iso_date
 from edgemed.clinic.report.coded import REPORT
-from edgemed.clinic.report.contents import Contents, Export, build_contents
-from edgemed.clinic.report.fhir import iso_date
+from edgemed.clinic.report.contents import Contents, build_contents
+from edgemed.clinic.report.export import Export
 from edgemed.clinic.report.headings import Translate, same
-from edgemed.clinic.report.reference import UID_PATTERN, Reference, check_same_patient, read_reference
+from edgemed.clinic.report.reference import UID_PATTERN, Reference, check_same_patient, quiet, read_reference
 from edgemed.core.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _SERIES_NUMBERS = {"pdf": 9101, "sr": 9102}
 _MOST_CHARS = {"SH": 16, "LO": 64, "PN": 64}
 
 
+@quiet()
 def export_dicom_pdf(export: Export, pdf: bytes, reference: bytes | None = None, translate: Translate = same) -> bytes:
     """An Encapsulated PDF Storage instance that holds `pdf`."""
     if not pdf.startswith(b"%PDF-"):
@@ -48,7 +50,7 @@ def export_dicom_pdf(export: Export, pdf: bytes, reference: bytes | None = None,
     dataset.AcquisitionDateTime = ""
     dataset.BurnedInAnnotation = "NO" if contents.identity is None else "YES"
     dataset.RecognizableVisualFeatures = "NO"
-    dataset.DocumentTitle = clean_line(f"{contents.title} – {contents.status_text} – {contents.ai_lines[0]}".replace("\\", " "), 512)
+    dataset.DocumentTitle = shorten(f"{contents.title} – {contents.status_text} – {contents.ai_lines[0]}", 512)
     dataset.ConceptNameCodeSequence = [_code(*REPORT)]
     dataset.VerificationFlag = "UNVERIFIED" if contents.status == "draft" else "VERIFIED"
     if joined is not None and joined.is_whole:
@@ -90,7 +92,7 @@ def new_document(contents: Contents, joined: Reference | None, kind: str, sop_cl
     _study(dataset, contents, joined)
     dataset.SeriesInstanceUID = content_uid("series", kind, contents.reference, dataset.StudyInstanceUID)
     dataset.SeriesNumber = _SERIES_NUMBERS[kind]
-    dataset.SeriesDescription = clean_line(f"{contents.title} ({contents.status_text.replace(chr(92), ' ')})", 64)
+    dataset.SeriesDescription = shorten(f"{contents.title} ({contents.status_text})")
     dataset.InstanceNumber = contents.version
     _equipment(dataset, contents)
     zone = _zone(joined)
@@ -110,7 +112,7 @@ def _patient(dataset: Dataset, identity: PatientIdentity | None, joined: Referen
     joined = joined or Reference("", "")
     dataset.PatientName = _fit("PN", joined.patient_name or identity.name, "name")
     dataset.PatientID = _fit("LO", joined.patient_id or identity.patient_id, "patient ID")
-    dataset.PatientBirthDate = _day(joined.birth_date) or iso_date(identity.birth_date).replace("-", "")
+    dataset.PatientBirthDate = _day(joined.birth_date) or _day(identity.birth_date)
     sex = (joined.sex or identity.sex).upper()
     dataset.PatientSex = sex if sex in ("M", "F", "O") else ""
 
@@ -121,11 +123,11 @@ def _study(dataset: Dataset, contents: Contents, joined: Reference | None) -> No
     dataset.StudyInstanceUID = found.study_uid
     dataset.StudyDate = _day(found.study_date)
     dataset.StudyTime = found.study_time if re.fullmatch(r"(?:[01]\d|2[0-3])(?:[0-5]\d){0,2}(?:\.\d{1,6})?", found.study_time) else ""
-    dataset.StudyID = _fit("SH", found.study_id, "study ID")
+    dataset.StudyID = "" if _misfit("SH", found.study_id) else found.study_id
     dataset.AccessionNumber = _fit("SH", found.accession or accession, "accession number")
-    dataset.ReferringPhysicianName = _fit("PN", found.referring, "name of the referring physician")
+    dataset.ReferringPhysicianName = "" if _misfit("PN", found.referring) else found.referring
     if found.study_description:
-        dataset.StudyDescription = clean_line(found.study_description.replace("\\", " "), 64)
+        dataset.StudyDescription = shorten(found.study_description)
 
 
 def _equipment(dataset: Dataset, contents: Contents) -> None:
@@ -133,34 +135,50 @@ def _equipment(dataset: Dataset, contents: Contents) -> None:
 
     dataset.Manufacturer = MANUFACTURER
     if contents.institution:
-        dataset.InstitutionName = clean_line(contents.institution.replace("\\", " "), 64)
+        dataset.InstitutionName = shorten(contents.institution)
     models = []
     for model in contents.models:
         item = Dataset()
         item.PurposeOfReferenceCodeSequence = [_code("109102", "Processing Equipment", "DCM")]
         item.Manufacturer = MANUFACTURER
-        item.ManufacturerModelName = clean_line(model.name.replace("\\", " "), 64)
-        item.SoftwareVersions = clean_line(model.quant.replace("\\", " "), 64)
+        item.ManufacturerModelName = shorten(model.name)
+        item.SoftwareVersions = shorten(model.quant)
         about = f"AI-assisted. Manifest SHA-256 {model.sha256}. It advises and never replaces a clinician."
-        item.ContributionDescription = clean_line(about, 1024)
+        item.ContributionDescription = shorten(about, 1024)
         models.append(item)
     if models:
         dataset.ContributingEquipmentSequence = models
 
 
-def _fit(representation: str, text: str, what: str) -> str:
-    """`text` where DICOM can hold it as it is, otherwise InputError (without quoting it)."""
-    text = text.strip()
-    longest = max(map(len, text.split("="))) if representation == "PN" else len(text)
-    if longest > _MOST_CHARS[representation] or "\\" in text:
-        most = _MOST_CHARS[representation]
-        found = "a backslash in it" if "\\" in text else f"{longest}"
-        raise InputError(f"Expected a {what} of at most {most} characters without a backslash for DICOM, found {found}.", "Correct it.")
+def shorten(text: str, most_bytes: int = 64) -> str:
+    """Free text (never an identifier) as DICOM's LO or ST: no backslash, and short in bytes, since readers differ in what they count."""
+    text = clean_line(text.replace("\\", " "), most_bytes)
+    while len(text.encode()) > most_bytes:
+        text = text.rstrip("…")[:-1].rstrip() + "…"
     return text
 
 
+def _misfit(representation: str, text: str) -> str:
+    """What keeps DICOM from holding `text` as it is, in words that do not quote it; empty where nothing does."""
+    most = _MOST_CHARS[representation]
+    groups = text.split("=") if representation == "PN" else [text]
+    if "\\" in text:
+        return "no backslash, found one"
+    if len(groups) > 3:
+        return f"at most 3 groups (=), found {len(groups)}"
+    longest = max(map(len, groups))
+    return f"at most {most} characters, found {longest}" if longest > most else ""
+
+
+def _fit(representation: str, text: str, what: str) -> str:
+    """`text` where DICOM can hold it as it is, otherwise InputError (without quoting it)."""
+    if misfit := _misfit(representation, text.strip()):
+        raise InputError(f"Expected the {what} for DICOM with {misfit}.", "Correct it in the case's identity, or export another format.")
+    return text.strip()
+
+
 def _day(text: str) -> str:
-    return text if len(text) == 8 and iso_date(f"{text[:4]}-{text[4:6]}-{text[6:]}") else ""
+    return iso_date(text).replace("-", "")
 
 
 def _zone(joined: Reference | None) -> timezone | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 
 from edgemed.clinic.records import ImageFacts, Message
@@ -75,7 +76,7 @@ def _conversation_lines(messages: Sequence[Message]) -> list[str]:
 
 def parse_draft(text: str, messages: Sequence[Message], language: str = "en", translate: Translate = same) -> tuple[str, str, str]:
     """(findings, impression, recommendation) of a model's answer, never failing."""
-    text = clean_text(text).strip()
+    text = _without_echo(clean_text(text).strip())
     found = _read_json(text) or _read_headings(text)
     incomplete = heading("incomplete", language, translate)
     if not found:
@@ -95,20 +96,37 @@ def conversation_findings(messages: Sequence[Message], language: str = "en", tra
     return "\n".join(lines) if len(lines) > 1 else ""
 
 
+def _without_echo(text: str) -> str:
+    """The answer of a model that first repeats the prompt: what follows the prompt's last line, which may be nothing."""
+    marks = [f"<{asked}>" for asked in _ASKED.values()]
+    # One mark alone is a section that the model left open, in an answer of its own.
+    return text.rpartition(marks[-1])[2].strip() if all(mark in text for mark in marks) else text
+
+
 def _section_of(word: str) -> SectionKey | None:
     return _WORDS.get(" ".join(word.casefold().split()))
 
 
+def _unaccented(word: str) -> str:
+    return "".join(letter for letter in unicodedata.normalize("NFD", word) if not unicodedata.combining(letter))
+
+
 _WORDS: dict[str, SectionKey] = {
-    word.casefold(): key for words in SECTION_WORDS.values() for key in SECTION_KEYS for word in (*words[key], key)
+    spelled.casefold(): key
+    for words in SECTION_WORDS.values()
+    for key in SECTION_KEYS
+    for word in (*words[key], key)
+    for spelled in (word, _unaccented(word))
 }
 _ANY_WORD = "|".join(re.escape(word).replace(r"\ ", r"\s+") for word in sorted(_WORDS, key=len, reverse=True))
 # What may stand before and after a heading's word: Markdown's marks, a number, a bracket.
-_BEFORE = r"(?:[#>*_\-•\s]|\(?\d{1,2}[.)])*"
-_AFTER = r"[*_\s]*"
+# Repetitions are bounded, so that a text of nothing but spaces or stars is read in no more time than any other.
+_BEFORE = r"(?:[#>*_\-• ]|\(?\d{1,2}[.)]){0,16}"
+_AFTER = r"[*_ ]{0,8}(?:\([^()\n]{0,40}\))?[*_ ]{0,8}"
 # A heading is alone on its line, or a colon follows; with a colon it may also follow the end of a sentence on the same line.
 _HEADING = re.compile(
-    rf"(?:^{_BEFORE}|(?<=[.!?;؟])[ *_]+)(?P<word>{_ANY_WORD}){_AFTER}(?:[:：]{_AFTER}|[-–—]\s+|(?=\n|\Z))", re.IGNORECASE | re.MULTILINE
+    rf"(?:^{_BEFORE}|(?<=[.!?;؟])[ *_]{{1,8}})(?P<word>{_ANY_WORD}){_AFTER}(?:[:：][*_ ]{{0,8}}|[-–—] |(?=\n|\Z))",
+    re.IGNORECASE | re.MULTILINE,
 )
 _PLACEHOLDER = re.compile(r"<[^<>\n]{0,80}>|\[[^\[\]\n]{0,80}\]|" + "|".join(re.escape(asked) for asked in _ASKED.values()), re.IGNORECASE)
 

@@ -10,15 +10,17 @@ label AIAST and a tag say that a machine took part. Knows no server: whoever pos
 from __future__ import annotations
 
 import re
-from datetime import date, datetime, timezone
+from datetime import datetime, timezone
 from html import escape
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from edgemed.clinic.records import ModelIdentity, PatientIdentity
+from edgemed.clinic.report.clean import iso_date
 from edgemed.clinic.report.coded import DCM_URI, LOINC_URI, REPORT, SECTION_TEXTS
-from edgemed.clinic.report.contents import Contents, Export, Say, Section, Turn, build_contents, utc_text
-from edgemed.clinic.report.headings import Translate, base_language, heading, is_right_to_left, same
+from edgemed.clinic.report.contents import Contents, Say, Section, Turn, build_contents, say_in, seen_text, utc_text
+from edgemed.clinic.report.export import Export
+from edgemed.clinic.report.headings import Translate, is_right_to_left, same
 
 Resource = dict[str, Any]
 _STATUS = {"draft": "preliminary", "signed": "final", "amended": "amended"}
@@ -31,18 +33,14 @@ _OTHER_SPACES = re.compile(r"[^\S \n]")
 
 def export_fhir(export: Export, translate: Translate = same) -> Resource:
     """The DiagnosticReport as JSON-ready values, without any key whose value is empty."""
-    contents = build_contents(export, translate)
-
-    def say(key: str) -> str:
-        return heading(key, export.language, translate)
-
+    contents, say = build_contents(export, translate), say_in(export, translate)
     devices = {model: f"device-{number}" for number, model in enumerate(contents.models, 1)}
     observations = _observations(contents, devices, say)
     resource: Resource = {
         "resourceType": "DiagnosticReport",
         "id": contents.reference,
         "meta": _meta(),
-        "language": base_language(contents.language),
+        "language": contents.language,
         "text": {"status": "generated", "div": _narrative(contents, say)},
         "contained": [*_people(contents), *(_device(model, name) for model, name in devices.items()), *observations],
         "identifier": [{"system": "urn:ietf:rfc:3986", "value": f"urn:uuid:{_report_uuid(contents)}"}],
@@ -128,14 +126,6 @@ def _patient(identity: PatientIdentity) -> Resource:
     }
 
 
-def iso_date(text: str) -> str:
-    """`text` where it is a whole date (YYYY-MM-DD), otherwise empty: a format with dates takes no other."""
-    try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError:
-        return ""
-
-
 def _human_name(name: str) -> Resource:
     """A DICOM name (family^given^middle^prefix^suffix) or a name as it was typed, which is only text."""
     alphabetic = name.split("=")[0]
@@ -203,7 +193,7 @@ def _section(section: Section, contents: Contents, devices: dict[ModelIdentity, 
 
 
 def _answer(turn: Turn, question: str, name: str, contents: Contents, devices: dict[ModelIdentity, str], say: Say) -> Resource:
-    seen = [f"{one.title}: {one.view}; {say('pixels')}: {one.pixels_sha256}" for one in turn.seen]
+    seen = [seen_text(one, say) for one in turn.seen]
     return {
         "resourceType": "Observation",
         "id": name,
@@ -226,11 +216,15 @@ def _narrative(contents: Contents, say: Say) -> str:
         parts.append(f"<h2>{_html(section.title)}</h2><p>{_html(section.text)}</p>")
     if contents.signed_at is not None:
         parts.append(f"<p>{_html(say('signed_by'))}: {_html(contents.signed_by)}, {utc_text(contents.signed_at)}</p>")
-    if contents.images:
-        lines = "".join(f"<li>{_html(f'{one.title}: {one.facts}; {one.view}')}</li>" for one in contents.images)
-        parts.append(f"<h2>{_html(say('images'))}</h2><ul>{lines}</ul>")
+    parts.append(_html_list(say("images"), [f"{one.title}: {one.facts}; {one.view}" for one in contents.images]))
+    parts.append(_html_list(say("views"), [seen_text(one, say) for turn in contents.turns for one in turn.seen]))
     parts.append(f"<h2>{_html(say('ai_title'))}</h2><p>{'<br/>'.join(map(_html, contents.ai_lines))}</p>")
     return f'<div xmlns="http://www.w3.org/1999/xhtml"{direction}>{"".join(parts)}</div>'
+
+
+def _html_list(title: str, lines: list[str]) -> str:
+    items = "".join(f"<li>{_html(line)}</li>" for line in dict.fromkeys(lines))
+    return f"<h2>{_html(title)}</h2><ul>{items}</ul>" if items else ""
 
 
 def _html(text: str) -> str:

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -113,8 +114,9 @@ def same(text: str) -> str:
 
 
 def base_language(language: str) -> str:
-    """`pt_BR.UTF-8` is `pt`."""
-    return language.replace("_", "-").split("-")[0].split(".")[0].lower()
+    """`pt_BR.UTF-8` is `pt`; what names no language is English, the language of the sources."""
+    found = re.match(r"[a-z]{2,3}(?![a-z])", language.lower())
+    return found[0] if found else "en"
 
 
 def is_right_to_left(language: str) -> bool:

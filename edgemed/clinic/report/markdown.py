@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import re
 
-from edgemed.clinic.report.contents import Contents, Export, Say, Turn, build_contents, utc_text
-from edgemed.clinic.report.headings import Translate, heading, same
+from edgemed.clinic.report.contents import Contents, Say, Turn, build_contents, say_in, seen_text, utc_text
+from edgemed.clinic.report.export import Export
+from edgemed.clinic.report.headings import Translate, same
 
 # Every character with which CommonMark or its usual extensions begin something; each may be escaped by a backslash.
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$&^])")
@@ -38,11 +39,7 @@ def _escape_line(line: str) -> str:
 
 def export_markdown(export: Export, translate: Translate = same) -> str:
     """The whole report as Markdown, ending with a line feed."""
-    contents = build_contents(export, translate)
-
-    def say(key: str) -> str:
-        return heading(key, export.language, translate)
-
+    contents, say = build_contents(export, translate), say_in(export, translate)
     blocks = [f"# {escape(contents.title)}", f"**{escape(contents.status_text)}**", f"> {escape(contents.advice)}"]
     blocks += [_facts(contents, say)]
     for section in contents.sections:
@@ -97,7 +94,7 @@ def _conversation(contents: Contents, say: Say) -> list[str]:
 
 def _turn(turn: Turn, say: Say) -> list[str]:
     title = say("question") if turn.role == "user" else say("answer")
-    lines = [escape(f"{seen.title}: {seen.view}; {say('pixels')}: {seen.pixels_sha256}") for seen in turn.seen]
+    lines = [escape(seen_text(seen, say)) for seen in turn.seen]
     lines += [f"*{escape(note)}*" for note in turn.notes]
     if turn.role == "assistant":
         lines.append(escape(f"{turn.model.name} ({turn.model.quant}), {turn.model.sha256}" if turn.model else say("no_model")))

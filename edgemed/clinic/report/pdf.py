@@ -11,36 +11,28 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from edgemed.clinic.report.contents import Contents, Export, ImageLine, Say, Turn, build_contents, utc_text
-from edgemed.clinic.report.headings import Translate, base_language, heading, is_right_to_left, same
-from edgemed.core.errors import InputError, MissingExtraError
+from edgemed.clinic.report.contents import Contents, ImageLine, Say, Turn, build_contents, say_in, seen_text, utc_text
+from edgemed.clinic.report.export import Export
+from edgemed.clinic.report.headings import Translate, is_right_to_left, same
+from edgemed.clinic.report.pages import FAMILY, MARGIN, PAGES_ALIAS, covered, draw_draft, new_pdf
+from edgemed.core.errors import InputError
 
 if TYPE_CHECKING:
     from fpdf import FPDF
 
-FONTS = Path(__file__).parent / "fonts"
-FAMILY = "report"
+Colour = tuple[int, int, int]
+Style = Literal["", "B"]
+
 # Millimetres on A4.
-MARGIN, LABEL_WIDTH, PICTURE_SIZE, LINE = 18.0, 46.0, 78.0, 5.2
+LABEL_WIDTH, COLUMN_GAP, PICTURE_SIZE, LINE = 44.0, 3.0, 78.0, 5.2
 MOST_PICTURE_PX = 1200
-# The program's own places for the number of pages; a private-use character, which no text here keeps (the fonts lack it).
-_PAGES_ALIAS = "\ue000"
-_BLACK, _GREY, _RED, _PALE = (0, 0, 0), (90, 90, 90), (170, 20, 20), (236, 236, 236)
+_BLACK, _GREY, _RED = (0, 0, 0), (90, 90, 90), (170, 20, 20)
 # A line is laid out in pieces of this length: the bidirectional algorithm's time grows faster than its text.
 _PIECE_CHARS = 1500
-# DRAFT across a draft's page, in strokes on a grid of 6 by 10 for each letter: drawn, so that the text of the page stays as it is.
-_DRAFT_STROKES: tuple[tuple[tuple[tuple[float, float], ...], ...], ...] = (
-    (((0, 0), (0, 10), (4, 10), (6, 8), (6, 2), (4, 0), (0, 0)),),
-    (((0, 10), (0, 0), (5, 0), (6, 1), (6, 4), (5, 5), (0, 5)), ((3, 5), (6, 10))),
-    (((0, 10), (3, 0), (6, 10)), ((1.2, 6), (4.8, 6))),
-    (((6, 0), (0, 0), (0, 10)), ((0, 5), (4.5, 5))),
-    (((0, 0), (6, 0)), ((3, 0), (3, 10))),
-)
 
 
 def export_pdf(export: Export, pictures: Sequence[Image.Image | None] = (), translate: Translate = same) -> bytes:
@@ -48,7 +40,7 @@ def export_pdf(export: Export, pictures: Sequence[Image.Image | None] = (), tran
     if len(pictures) > len(export.images):
         raise InputError(f"Expected at most {len(export.images)} pictures (one for each image), found {len(pictures)}.", "Check the call.")
     contents = build_contents(export, translate)
-    sheet = Sheet(contents, lambda key: heading(key, export.language, translate))
+    sheet = Sheet(contents, say_in(export, translate))
     sheet.front()
     sheet.sections()
     sheet.images(pictures)
@@ -76,48 +68,6 @@ def bare_picture(picture: Image.Image) -> Image.Image:
     return Image.frombytes(mode, pixels.size, pixels.tobytes())
 
 
-def _new_pdf(header: Any, footer: Any) -> FPDF:
-    try:
-        import uharfbuzz as _shaper  # noqa: F401 (fpdf2 shapes with it, and says so only when it is used)
-        from fpdf import FPDF
-    except ImportError as error:
-        raise MissingExtraError.of("Writing a PDF", "clinic") from error
-
-    class Pages(FPDF):
-        def header(self) -> None:
-            header(self)
-
-        def footer(self) -> None:
-            footer(self)
-
-    pdf = Pages(format="A4")
-    pdf.set_margins(MARGIN, MARGIN, MARGIN)
-    pdf.set_auto_page_break(True, MARGIN + 6)
-    pdf.c_margin = 0
-    pdf.add_font(FAMILY, "", FONTS / "DejaVuSans.ttf")
-    pdf.add_font(FAMILY, "B", FONTS / "DejaVuSans-Bold.ttf")
-    # Ornamental ligatures off, so that "fi" is found by a search; those that Arabic requires are another feature and stay.
-    pdf.set_text_shaping(True, features={"liga": False, "dlig": False})
-    pdf.alias_nb_pages(_PAGES_ALIAS)
-    return pdf
-
-
-def _covered(pdf: FPDF) -> frozenset[int]:
-    """The characters that every face has."""
-    from fpdf.fonts import TTFFont
-
-    return frozenset.intersection(*(frozenset(font.cmap) for font in pdf.fonts.values() if isinstance(font, TTFFont)))
-
-
-def _draw_draft(pdf: FPDF) -> None:
-    size = 4.2  # mm for a step of the strokes' grid
-    left, top = pdf.w / 2 - 19 * size, pdf.h / 2 - 5 * size
-    with pdf.rotation(52, pdf.w / 2, pdf.h / 2), pdf.local_context(draw_color=_PALE, line_width=7):
-        for number, strokes in enumerate(_DRAFT_STROKES):
-            for stroke in strokes:
-                pdf.polyline([(left + (8 * number + x) * size, top + y * size) for x, y in stroke])
-
-
 class Sheet:
     """The pages as they fill. Every text goes through `spell`, so that what the fonts lack is seen and not dropped."""
 
@@ -125,8 +75,8 @@ class Sheet:
         self.contents, self.say = contents, say
         self.rtl = is_right_to_left(contents.language)
         self.spelled = False
-        self.pdf = _new_pdf(self._header, self._footer)
-        self._has = _covered(self.pdf)
+        self.pdf = new_pdf(self._header, self._footer)
+        self._has = covered(self.pdf)
         self._describe()
         self.pdf.add_page()
 
@@ -137,7 +87,7 @@ class Sheet:
         pdf.set_author(contents.signed_by or "edgemed")
         pdf.set_creator("edgemed")
         pdf.set_producer("edgemed")
-        pdf.set_lang(base_language(contents.language))
+        pdf.set_lang(contents.language)
         pdf.set_creation_date(contents.as_of)
 
     def spell(self, text: str) -> str:
@@ -154,7 +104,7 @@ class Sheet:
     def _header(self, pdf: FPDF) -> None:
         contents = self.contents
         if contents.status == "draft":
-            _draw_draft(pdf)
+            draw_draft(pdf)
         pdf.set_y(9)
         pdf.set_font(FAMILY, "B", 9)
         pdf.set_text_color(*(_RED if contents.status == "draft" else _GREY))
@@ -171,12 +121,14 @@ class Sheet:
         pdf.set_font(FAMILY, "", 7.5)
         pdf.set_text_color(*_GREY)
         pdf.cell(pdf.epw * 0.78, 4, self.spell(f"{self.contents.ai_lines[0]} {self.contents.advice}"), align="L")
-        page = self.say("page").format(page=pdf.page_no(), pages=_PAGES_ALIAS)
+        page = self.say("page").format(page=pdf.page_no(), pages=PAGES_ALIAS)
         pdf.cell(pdf.epw * 0.22, 4, page, align="R")
         pdf.set_text_color(*_BLACK)
 
-    def text(self, text: str, size: float = 10, style: str = "", width: float = 0, colour: tuple[int, int, int] = _BLACK) -> None:
-        """A paragraph for each line, each in its own direction, at the current x; long lines are laid out in pieces."""
+    def text(
+        self, text: str, size: float = 10, style: Style = "", width: float = 0, colour: Colour = _BLACK, align: Literal["L", "R", ""] = ""
+    ) -> None:
+        """A paragraph for each line, from the side where its direction begins or that `align` names, at the current x."""
         pdf = self.pdf
         pdf.set_font(FAMILY, style, size)
         pdf.set_text_color(*colour)
@@ -186,7 +138,8 @@ class Sheet:
             if not line.strip():
                 pdf.ln(height / 2)
                 continue
-            pdf.multi_cell(width, height, line, align="R" if is_rtl(line, self.rtl) else "L", new_x="LMARGIN", new_y="NEXT")
+            side = align or ("R" if is_rtl(line, self.rtl) else "L")
+            pdf.multi_cell(width, height, line, align=side, new_x="LMARGIN", new_y="NEXT")
         pdf.set_text_color(*_BLACK)
 
     def spell_lines(self, text: str) -> list[str]:
@@ -214,12 +167,13 @@ class Sheet:
         pdf, left = self.pdf, self.pdf.l_margin
         if pdf.will_page_break(2 * LINE):
             pdf.add_page()
-        top, page, wide = pdf.y, pdf.page, pdf.epw - LABEL_WIDTH
-        pdf.set_x(left + wide if self.rtl else left)
-        self.text(label, 9, "B", LABEL_WIDTH)
+        top, page, wide = pdf.y, pdf.page, pdf.epw - LABEL_WIDTH - COLUMN_GAP
+        pdf.set_x(left + wide + COLUMN_GAP if self.rtl else left)
+        side: Literal["L", "R"] = "R" if self.rtl else "L"
+        self.text(label, 9, "B", LABEL_WIDTH, align=side)
         bottom = pdf.y
-        pdf.set_xy(left if self.rtl else left + LABEL_WIDTH, top)
-        self.text(value, 9, "", wide)
+        pdf.set_xy(left if self.rtl else left + LABEL_WIDTH + COLUMN_GAP, top)
+        self.text(value, 9, "", wide, align=side)
         if pdf.page == page:
             pdf.set_y(max(pdf.y, bottom))
 
@@ -275,9 +229,10 @@ class Sheet:
         top, left = pdf.y, pdf.l_margin
         pdf.image(pixels, x=left + pdf.epw - width if self.rtl else left, y=top, w=width, h=height, alt_text=self.spell(line.title))
         beside = left if self.rtl else left + PICTURE_SIZE + 4
-        for style, text in (("B", line.title), ("", "\n".join(notes))):
-            pdf.set_x(beside)
-            self.text(text, 9, style, pdf.epw - PICTURE_SIZE - 4)
+        pdf.set_x(beside)
+        self.text(line.title, 9, "B", pdf.epw - PICTURE_SIZE - 4)
+        pdf.set_x(beside)
+        self.text("\n".join(notes), 9, "", pdf.epw - PICTURE_SIZE - 4)
         pdf.set_y(max(pdf.y, top + height) + 3)
 
     def assistance(self) -> None:
@@ -299,7 +254,7 @@ class Sheet:
     def _turn(self, turn: Turn) -> None:
         self.title(self.say("question") if turn.role == "user" else self.say("answer"), 9.5)
         self.text(turn.text, 9.5)
-        small = [f"{seen.title}: {seen.view}; {self.say('pixels')}: {seen.pixels_sha256}" for seen in turn.seen] + list(turn.notes)
+        small = [*(seen_text(seen, self.say) for seen in turn.seen), *turn.notes]
         if turn.role == "assistant":
             model = turn.model
             small.append(f"{model.name} ({model.quant}), {model.sha256}" if model else self.say("no_model"))

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import re
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from edgemed.clinic.records import PatientIdentity
-from edgemed.clinic.report.clean import clean_line
+from edgemed.clinic.report.clean import clean_line, iso_date
 from edgemed.core.errors import DicomError, InputError, MissingExtraError
 
 UID_PATTERN = re.compile(r"(?=.{1,64}\Z)[0-2](?:\.(?:0|[1-9]\d*))+")
@@ -70,30 +74,46 @@ class Reference:
         return all(UID_PATTERN.fullmatch(uid) for uid in (self.series_uid, self.sop_class_uid, self.sop_instance_uid))
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """pydicom warns and logs with the values that it meets: inside, neither reaches a log or the screen."""
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
 def read_reference(data: bytes) -> Reference:
     """The header of a DICOM file. DicomError for anything else, and for a file without a valid study."""
     try:
         import pydicom
-        from pydicom.errors import InvalidDicomError
+        from pydicom.errors import BytesLengthException, InvalidDicomError
     except ImportError as error:
         raise MissingExtraError.of("Writing DICOM", "clinic") from error
     if _DEFLATED in data:
         # pydicom would inflate all of it, whatever it becomes.
         raise DicomError("Expected an original file that is not deflated, found one that may be.", _HINT)
-    try:
-        dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=[*_TAGS.values(), "SpecificCharacterSet"])
-    except (*_FOREIGN, InvalidDicomError):
-        raise DicomError("Expected a DICOM file as the report's original, found something that cannot be read as one.", _HINT) from None
-    found = {name: _text(dataset, keyword) for name, keyword in _TAGS.items()}
+    tags = [*_TAGS.values(), "SpecificCharacterSet"]
+    foreign = (*_FOREIGN, InvalidDicomError, BytesLengthException)
+    with quiet():
+        try:
+            dataset = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=True, specific_tags=tags)
+        except foreign:
+            raise DicomError("Expected a DICOM file as the report's original, found something that cannot be read as one.", _HINT) from None
+        found = {name: _text(dataset, keyword, foreign) for name, keyword in _TAGS.items()}
     if not UID_PATTERN.fullmatch(found["study_uid"]):
         raise DicomError("Expected the UID of a study in the original file, found none that is valid.", _HINT)
     return Reference(sha256=hashlib.sha256(data).hexdigest(), **found)
 
 
-def _text(dataset: object, keyword: str) -> str:
+def _text(dataset: object, keyword: str, foreign: tuple[type[Exception], ...]) -> str:
     try:
         return clean_line(str(getattr(dataset, keyword, None) or ""), 400)
-    except _FOREIGN:
+    except foreign:
         return ""
 
 
@@ -101,7 +121,7 @@ def check_same_patient(reference: Reference, identity: PatientIdentity) -> None:
     """Refuse to file a report into another patient's study: what both sides say of patient and study has to agree."""
     pairs = (
         ("patient ID", identity.patient_id, reference.patient_id),
-        ("date of birth", identity.birth_date.replace("-", ""), reference.birth_date),
+        ("date of birth", iso_date(identity.birth_date), iso_date(reference.birth_date)),
         ("study", identity.study_uid, reference.study_uid),
     )
     for what, ours, theirs in pairs:

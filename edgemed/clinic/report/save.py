@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from PIL import Image
 
-from edgemed.clinic.report.contents import Export, case_reference, status_of
 from edgemed.clinic.report.dicom import export_dicom_pdf
+from edgemed.clinic.report.export import Export, case_reference, status_of
 from edgemed.clinic.report.fhir import export_fhir
 from edgemed.clinic.report.headings import Translate, same
 from edgemed.clinic.report.markdown import export_markdown
@@ -65,7 +65,10 @@ def save_export(
     reference: bytes | None = None,
     translate: Translate = same,
 ) -> list[Path]:
-    """Write the exports into `folder` (made where it is not there) and return their paths; on any error none of them is new."""
+    """Write the exports into `folder` (made where it is not there) and return their paths; on an error while doing so none is new.
+
+    The same case, version and status have the same names: a draft that is exported again replaces the one before it.
+    """
     made = {folder / export_name(export, kind): data for kind, data in build_exports(export, kinds, pictures, reference, translate).items()}
     with ExitStack() as stack:
         parts = {path: stack.enter_context(atomic_path(path)) for path in made}
@@ -73,6 +76,7 @@ def save_export(
             with os_errors(path):
                 parts[path].write_bytes(data)
     for path in made:
-        with os_errors(path):
+        # A stick's FAT has no owners, and refuses.
+        with os_errors(path), suppress(PermissionError):
             path.chmod(0o600)
     return list(made)

@@ -8,15 +8,15 @@ document tells which models took part and which views they were given. Patient a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from edgemed.clinic.records import ModelIdentity
-from edgemed.clinic.report.clean import clean_line
 from edgemed.clinic.report.coded import LANGUAGES, SECTION_CONTAINERS, SECTION_TEXTS
-from edgemed.clinic.report.contents import Contents, Export, Say, Turn, build_contents
-from edgemed.clinic.report.dicom import content_uid, date_time, file_bytes, new_document, open_reference, sop_reference
-from edgemed.clinic.report.headings import Translate, base_language, heading, same
-from edgemed.clinic.report.reference import Reference
+from edgemed.clinic.report.contents import Contents, Say, Turn, build_contents, say_in, seen_text
+from edgemed.clinic.report.dicom import content_uid, date_time, file_bytes, new_document, open_reference, shorten, sop_reference
+from edgemed.clinic.report.export import Export
+from edgemed.clinic.report.headings import Translate, same
+from edgemed.clinic.report.reference import Reference, quiet
 from edgemed.core.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _SCHEME = "99EDGEMED"
 _COMPLETION = {"draft": ("PARTIAL", "PRELIMINARY"), "signed": ("COMPLETE", "FINAL"), "amended": ("COMPLETE", "FINAL")}
 
 
+@quiet()
 def export_dicom_sr(export: Export, reference: bytes | None = None, translate: Translate = same) -> bytes:
     """A Basic Text SR instance of the whole report."""
     contents = build_contents(export, translate)
@@ -38,11 +39,11 @@ def export_dicom_sr(export: Export, reference: bytes | None = None, translate: T
     dataset.ReferencedPerformedProcedureStepSequence = []
     dataset.PerformedProcedureCodeSequence = []
     dataset.CompletionFlag, dataset.PreliminaryFlag = _COMPLETION[contents.status]
-    dataset.CompletionFlagDescription = clean_line(contents.status_text.replace("\\", " "), 64)
+    dataset.CompletionFlagDescription = shorten(contents.status_text)
     _verify(dataset, contents)
     original = _original(export, joined)
     try:
-        tree = _tree(contents, original, lambda key: heading(key, export.language, translate))
+        tree = _tree(contents, original, say_in(export, translate))
     except ImportError as error:
         raise MissingExtraError.of("Writing a DICOM structured report", "clinic") from error
     for element in tree:
@@ -62,7 +63,7 @@ def _verify(dataset: Dataset, contents: Contents) -> None:
     item = Dataset()
     item.VerifyingObserverName = _person_name(contents.signed_by)
     item.VerifyingObserverIdentificationCodeSequence = []
-    item.VerifyingOrganization = clean_line(contents.institution.replace("\\", " "), 64) or "Not stated"
+    item.VerifyingOrganization = shorten(contents.institution) or "Not stated"
     item.VerificationDateTime = date_time(contents.signed_at)
     dataset.VerificationFlag = "VERIFIED"
     dataset.VerifyingObserverSequence = [item]
@@ -70,7 +71,7 @@ def _verify(dataset: Dataset, contents: Contents) -> None:
 
 def _person_name(name: str) -> str:
     """A name as it was typed, as DICOM's PN: all of it in the first component, since nothing says which word is which."""
-    return clean_line(name.replace("\\", " ").replace("^", " ").replace("=", " "), 63) + "^"
+    return shorten(name.replace("^", " ").replace("=", " "), 63) + "^"
 
 
 def _original(export: Export, joined: Reference | None) -> Reference | None:
@@ -102,7 +103,7 @@ def _scheme() -> Dataset:
 def _concept(value: str, meaning: str, scheme: str = "DCM") -> CodedConcept:
     from highdicom.sr import CodedConcept
 
-    return CodedConcept(value, scheme, clean_line(meaning.replace("\\", " "), 64))
+    return CodedConcept(value, scheme, shorten(meaning))
 
 
 def _container(name: CodedConcept, items: list[ContentItem], template: str | None = None, root: bool = False) -> ContainerContentItem:
@@ -123,7 +124,7 @@ def _text(name: CodedConcept, value: str) -> ContentItem:
 def _tree(contents: Contents, original: Reference | None, say: Say) -> ContainerContentItem:
     from highdicom.sr import LanguageOfContentItemAndDescendants
 
-    language = base_language(contents.language)
+    language = contents.language
     known = language if language in LANGUAGES else "en"
     items: list[ContentItem] = [*LanguageOfContentItemAndDescendants(_concept(known, LANGUAGES[known], "RFC5646"))]
     items += _observers(contents)
@@ -150,9 +151,10 @@ def _observers(contents: Contents) -> list[ContentItem]:
         person = PersonObserverIdentifyingAttributes(_person_name(contents.signed_by), organization_name=organization)
         contexts.append(ObserverContext(_concept("121006", "Person"), person))
     for model in contents.models:
-        device = DeviceObserverIdentifyingAttributes(_device_uid(model), model.name, "edgemed", model.quant, model.sha256)
+        about = (model.name or None, "edgemed", model.quant or None, model.sha256 or None)
+        device = DeviceObserverIdentifyingAttributes(_device_uid(model), *about)
         contexts.append(ObserverContext(_concept("121007", "Device"), device))
-    return [cast("ContentItem", item) for context in contexts for item in context]
+    return [item for context in contexts for item in context]
 
 
 def _device_uid(model: ModelIdentity) -> str:
@@ -162,7 +164,7 @@ def _device_uid(model: ModelIdentity) -> str:
 def _turn(turn: Turn, say: Say) -> list[ContentItem]:
     key = "question" if turn.role == "user" else "answer"
     items = [_text(_concept(key, key.capitalize(), _SCHEME), turn.text)]
-    seen = [f"{one.title}: {one.view}; {say('pixels')}: {one.pixels_sha256}" for one in turn.seen]
+    seen = [seen_text(one, say) for one in turn.seen]
     items += [_text(_concept("view", "View that produced the answer", _SCHEME), line) for line in seen]
     if turn.model is not None:
         model = f"{turn.model.name} ({turn.model.quant}), {turn.model.sha256}"

@@ -6,7 +6,8 @@
 
 What a transaction wrote is on disk when it ends (write-ahead log, synced at each commit). SQLite's own checkpoints are off: the main
 file changes only at `checkpoint` (at opening, closing, and when the log has grown large), so that between them the main file stands still
-and the log only grows. A copy of both at any moment then opens, and so does one whose log was cut.
+and the log only grows. A copy of both at any moment then opens, and so does one whose log was cut. (A copy that is taken *during* a
+checkpoint, over some time, can be damaged, as with any database: `edgemed cases backup` waits for its turn.)
 
 `locking_mode=EXCLUSIVE` keeps the log's index in memory: no third file, no memory map that a full disk can tear. Temporary tables stay in
 memory. Not thread-safe; access.py holds the lock. Knows no tables.
@@ -24,7 +25,9 @@ from edgemed.core.errors import EdgemedError, InputError, MissingExtraError, Res
 from edgemed.core.files import os_errors
 
 PAGE_BYTES = 4096
-LARGE_LOG_BYTES = 32 << 20
+# More than most sessions write, so that the main file stands still in them; and little enough that a full disk is soon free enough for
+# moving the log, which needs as much space again.
+LARGE_LOG_BYTES = 64 << 20
 _SETTINGS = (
     "locking_mode = EXCLUSIVE",  # before the first page is read, or the log's index becomes a file
     "journal_mode = WAL",

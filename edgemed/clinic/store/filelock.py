@@ -1,6 +1,6 @@
 """One program at a time: a lock of the operating system on a file beside the store, gone with the process that held it.
 
-    lock = FileLock(Path("cases.lock"))
+    lock = FileLock(Path("cases.db.lock"))
     lock.acquire()        # StoreError where another program has it
     lock.release()
 

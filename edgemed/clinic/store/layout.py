@@ -1,9 +1,9 @@
 """The files of one store, side by side, and their key file.
 
     cases.db          the cases, encrypted (and cases.db-wal while it is open or after a crash: the newest changes, encrypted as well)
-    cases.key         the data key, sealed by the passphrase
-    cases.tries       how often a passphrase was wrong, while it was
-    cases.lock        which program has the store open
+    cases.db.key      the data key, sealed by the passphrase
+    cases.db.tries    how often a passphrase was wrong, while it was
+    cases.db.lock     which program has the store open
 
 A store is there when cases.db is; it is renamed into place last. Knows no tables.
 """
@@ -29,24 +29,19 @@ class Layout:
 
     @property
     def key(self) -> Path:
-        return self.db.with_suffix(".key")
+        return self.db.with_name(self.db.name + ".key")
 
     @property
     def tries(self) -> Path:
-        return self.db.with_suffix(".tries")
+        return self.db.with_name(self.db.name + ".tries")
 
     @property
     def lock(self) -> Path:
-        return self.db.with_suffix(".lock")
+        return self.db.with_name(self.db.name + ".lock")
 
     @property
     def log(self) -> Path:
         return self.db.with_name(self.db.name + "-wal")
-
-    def require_own_name(self) -> None:
-        """Refuse a name that one of the files beside the store has."""
-        if self.db in (self.key, self.tries, self.lock):
-            raise StoreError(f"Expected a store's name such as cases.db, found {self.db.name}.", "Choose another file with --store.")
 
     def make_folder(self) -> None:
         """The folder, for its owner alone where it is new."""

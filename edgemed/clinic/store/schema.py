@@ -1,8 +1,10 @@
 """The tables, as numbered migrations: a store of version N has had the first N of them, each in a transaction of its own.
 
-    migrate(db)        # True where something was done; StoreError where the file is newer than this edgemed
+    migrate(db, note)        # StoreError where the file is newer than this edgemed
 
-Add a migration at the end; never change one that was released. `user_version` of the file holds its number.
+Add a migration at the end; never change one that was released. `user_version` of the file holds its number. The columns that the audit
+log hashes are named in access.py; one that is added there needs entries for the rows that are there already, or `verify` would find those
+changed.
 """
 
 from __future__ import annotations
@@ -62,19 +64,18 @@ def _create_tables(db: Database) -> None:
 MIGRATIONS: Sequence[Migration] = (_create_tables,)
 
 
-def migrate(db: Database, migrations: Sequence[Migration] | None = None, created: bool = False) -> bool:
-    """Bring `db` to the newest version. `created`: it may be empty."""
-    steps = MIGRATIONS if migrations is None else migrations
+def migrate(db: Database, note: Callable[[int], object], created: bool = False) -> None:
+    """Bring `db` to the newest version; `note` is called with each version inside its transaction. `created`: `db` may be empty."""
     found = db.rows("PRAGMA user_version")[0][0]
-    if found > len(steps):
+    if found > len(MIGRATIONS):
         raise StoreError(
-            f"Expected a case store of version {len(steps)} or older, found version {found}: a newer edgemed wrote it.",
+            f"Expected a case store of version {len(MIGRATIONS)} or older, found version {found}: a newer edgemed wrote it.",
             "Update edgemed: pip install --upgrade 'edgemed[clinic]'",
         )
     if found == 0 and not created:
         raise StoreError(f"Expected a case store in {db.path.name}, found a file without its tables.", RESTORE)
-    for number, step in enumerate(steps[found:], found + 1):
+    for number, step in enumerate(MIGRATIONS[found:], found + 1):
         with db.transaction():
             step(db)
             db.run(f"PRAGMA user_version = {number}")
-    return bool(found < len(steps))
+            note(number)

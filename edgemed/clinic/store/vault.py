@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+from edgemed.clinic.records import AuditEntry
 from edgemed.clinic.store.access import Access, Change, Means
 from edgemed.clinic.store.audit import AuditLog
 from edgemed.clinic.store.backup import load_end, open_backup, save_backup
@@ -43,7 +44,6 @@ class Vault:
         self.path = path
         self._access = Access(actor, means)
         self._files = Layout(path)
-        self._files.require_own_name()
         self._file_lock = FileLock(self._files.lock)
         self._backup_key = bytearray()
         self._box: SealedKey | None = None
@@ -103,9 +103,9 @@ class Vault:
             source.copy_into(part, opened.data_key, self.path)
         db = Database.create(part, opened.data_key)
         try:
-            migrate(db, created=source is None)
+            change = Change(db, self.actor, self._access.means.now())
+            migrate(db, lambda version: _note_migration(change, version) if source is not None else None, created=source is None)
             with db.transaction():
-                change = Change(db, self.actor, self._access.means.now())
                 _save_generation(change, opened.generation)
                 if source is None:
                     db.run("INSERT INTO meta (name, value) VALUES ('record_key', ?)", (new_key().hex(),))
@@ -149,9 +149,8 @@ class Vault:
 
     def _note_opening(self, opened: Opened, failed: int) -> None:
         with self._access.reading() as db:
-            if migrate(db):
-                with self._access.changing() as change:
-                    change.note("store.migrated", detail={"version": str(db.rows("PRAGMA user_version")[0][0])})
+            opening = Change(db, self.actor, self._access.means.now())
+            migrate(db, lambda version: _note_migration(opening, version))
         with self._access.changing() as change:
             known = _load_generation(change)
             if opened.generation != known:  # a change of passphrase that was cut short, or an older key file put back
@@ -270,6 +269,10 @@ def _require_new_file(target: Path) -> None:
         raise StoreError(f"Expected no file at {target}, found one.", "Choose another name, or a folder.")
     if not target.parent.is_dir():  # never made: a stick that is not plugged in must not become a folder of the laptop
         raise InputError(f"Expected a folder at {target.parent}, found none.", "Plug the stick in, or make the folder.")
+
+
+def _note_migration(change: Change, version: int) -> AuditEntry:
+    return change.note("store.migrated", detail={"version": str(version)})
 
 
 def _load_generation(change: Change) -> int:

@@ -25,7 +25,7 @@ from edgemed.tui.status import StatusBar
 from edgemed.tui.texts import say_case
 from edgemed.tui.viewer import ImageView
 from edgemed.tui.viewgrid import MAX_VIEWS, Shown, ViewGrid
-from edgemed.tui.widgets.conversation import Conversation
+from edgemed.tui.widgets.conversation import Conversation, TextBuffer
 from edgemed.tui.widgets.question import QuestionInput
 from edgemed.tui.widgets.strip import ImageStrip
 
@@ -68,6 +68,7 @@ class CaseScreen(ChatScreen):
     def __init__(self, case_id: str) -> None:
         super().__init__()
         self.case_id = case_id
+        self._buffer = TextBuffer()
         self._answering = False
         self._retry_wanted = False
         self._unsaid = ""
@@ -81,7 +82,7 @@ class CaseScreen(ChatScreen):
                 yield ImageStrip(id="images")
                 yield ViewGrid(self.chat.graphics, id="view")
             with Vertical(id="right"):
-                yield Conversation(id="talk")
+                yield Conversation(self._buffer, id="talk")
         yield Static("", id="offer", markup=False)
         yield QuestionInput(placeholder=_("Ask about the image; Enter sends"), id="question", max_length=4000)
         yield StatusBar(markup=False)
@@ -200,7 +201,7 @@ class CaseScreen(ChatScreen):
     def _sink(self, event: SessionEvent) -> None:
         """In the answering thread: text goes into the buffer, the rest to the screen as a message."""
         if isinstance(event, Piece):
-            self.query_one(Conversation).buffer.push(event.text)
+            self._buffer.push(event.text)  # the screen may be gone by now: a lock does not wait
         else:
             self.post_message(self.Happened(event))
 
@@ -224,8 +225,8 @@ class CaseScreen(ChatScreen):
 
     def _set_answering(self, answering: bool) -> None:
         self._answering = answering
-        bar = self.query_one(StatusBar)
-        bar.state = replace(bar.state, answering=answering)
+        for bar in self.query(StatusBar):  # none, where the screen is on its way out
+            bar.state = replace(bar.state, answering=answering)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Retry is offered where there is something to retry."""

@@ -138,13 +138,17 @@ class CaseListScreen(ChatScreen):
             await self.offload(self.chat.store.delete_case, case_id)
             await self._load()
 
+    def _renew(self) -> None:
+        """The same list in the new language."""
+        self.app.switch_screen(CaseListScreen())
+
     def action_settings(self) -> None:
         """Language, look, auto-lock."""
         from edgemed.tui.screens.settings import SettingsScreen
 
         def changed(saved: bool | None) -> None:
             if saved:
-                self.app.switch_screen(CaseListScreen())  # in the new language
+                self.call_later(self._renew)  # once the box has gone
 
         self.app.push_screen(SettingsScreen(), changed)
 

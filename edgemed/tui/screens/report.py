@@ -111,8 +111,17 @@ class ReportScreen(ChatScreen):
         self.go(self._save(), group="save", exclusive=True)
 
     async def _save(self) -> None:
+        if self._report is not None and self._report.signed_by and not self.edited:
+            self._begin_version(self._report)
+            return
         self._show(await self.offload(self.chat.store.save_report, self._typed()))
         self.chat.say(_("Saved."))
+
+    def _begin_version(self, signed: Report) -> None:
+        """The signed text can be changed from now on; what is saved becomes a version of its own."""
+        for part in PARTS:
+            self.query_one(f"#{part}", TextArea).read_only = False
+        self.query_one("#stand", Static).update(_("Draft {number}, not saved yet.").format(number=signed.version + 1))
 
     def action_draft(self) -> None:
         """Let the model write a draft from the conversation."""
@@ -132,12 +141,10 @@ class ReportScreen(ChatScreen):
 
     def _set_drafting(self, drafting: bool) -> None:
         self._drafting = drafting
-        bar = self.query_one(StatusBar)
-        bar.state = replace(bar.state, answering=drafting)
-        if drafting:
-            self.query_one("#stand", Static).update(_("The model is drafting. Escape stops it."))
-        else:
-            self.query_one("#stand", Static).update(say_report(self._report))
+        for bar in self.query(StatusBar):
+            bar.state = replace(bar.state, answering=drafting)
+        for stand in self.query("#stand").results(Static):
+            stand.update(_("The model is drafting. Escape stops it.") if drafting else say_report(self._report))
 
     # -- signing and exporting ----------------------------------------------------------------------------------------
 

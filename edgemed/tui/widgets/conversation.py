@@ -67,9 +67,9 @@ class Conversation(VerticalScroll):
 
     DEFAULT_CSS = "Conversation { height: 1fr; scrollbar-size-vertical: 1; }"
 
-    def __init__(self, id: str | None = None) -> None:
+    def __init__(self, buffer: TextBuffer, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.buffer = TextBuffer()
+        self.buffer = buffer
         # How often the growing answer was drawn: tests hold it against the number of tokens.
         self.repaints = 0
         self._text = ""

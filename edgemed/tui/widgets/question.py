@@ -29,8 +29,7 @@ class QuestionInput(Input):
     def _on_paste(self, event: events.Paste) -> None:
         path = parse_pasted(event.text)
         if path is None:
-            super()._on_paste(event)
-            return
+            return  # Textual calls Input's own handler next
         event.stop()
         event.prevent_default()
         self.post_message(self.PathPasted(self, path, event.text))
