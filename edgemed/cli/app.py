@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgemed.cli import ask, cases, convert, demo, finetune, measure, models, plan
+from edgemed.cli import ask, cases, chat, convert, demo, finetune, measure, models, plan
 
 app = typer.Typer(
     name="edgemed",
@@ -39,6 +39,7 @@ app.add_typer(finetune.app, name="finetune")
 app.command("convert")(convert.convert)
 app.command("verify")(convert.verify)
 app.command("ask")(ask.ask)
+app.command("chat")(chat.chat)
 app.command("plan")(plan.plan)
 app.command("bench")(measure.bench)
 app.command("eval")(measure.evaluate)

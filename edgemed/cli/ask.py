@@ -84,23 +84,14 @@ def stream_answer(
     engine: Engine, question: str, images: tuple[PreparedImage, ...], sampling: Sampling, max_tokens: int, out: Output
 ) -> Finished:
     """Ask and print tokens as they come. Raises what the engine failed with."""
-    from edgemed.core.conversation import Turn
-    from runtimes.messages import Failed, Finished, Request, Token
+    from runtimes.consult import Consultation, follow, plan_request
 
-    turns = (Turn("user", question, images=len(images)),)
-    request = Request(turns=turns, images=images, sampling=sampling, max_tokens=max_tokens)
-    begun = False
-    for event in engine.submit(request):
-        if isinstance(event, Failed):
-            raise event.error
-        if isinstance(event, Finished):
-            out.text("")
-            return event
-        if isinstance(event, Token):
-            text = event.text if begun else event.text.lstrip()
-            begun = begun or bool(text)
-            out.text(text, end="")
-    raise AssertionError("an engine's answer ends with Finished or Failed")
+    planned = plan_request(engine, Consultation(question, images), sampling, max_tokens)
+    answer = follow(engine.submit(planned.request), engine.artifact.manifest.template, lambda text: out.text(text, end=""))
+    if answer.finished is None:
+        raise answer.error or AssertionError("an answer has ended well or with an error")
+    out.text("")
+    return answer.finished
 
 
 def describe_answer(artifact: Artifact, question: str, finished: Finished) -> dict[str, object]:

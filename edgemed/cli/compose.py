@@ -224,9 +224,8 @@ def convert_source(
 def require_artifact(folder: Path | None, out: Output) -> Artifact:
     """The artifact of a folder or of a name; edgemed-demo, converted now if need be, where none is given."""
     from converters.staging import recover
-    from edgemed.core.manifest import MANIFEST_NAME, load_artifact
+    from edgemed.core.manifest import load_artifact
     from edgemed.core.paths import artifacts_dir
-    from edgemed.core.registry import DEFAULT_MODEL, load_registry
 
     if folder is not None:
         named = artifacts_dir() / folder.name
@@ -234,13 +233,24 @@ def require_artifact(folder: Path | None, out: Output) -> Artifact:
             folder = named
         recover(folder)
         return load_artifact(folder)
-    default = artifacts_dir() / load_registry().find(DEFAULT_MODEL).artifact_name(DEMO_BITS)
-    recover(default)
-    if (default / MANIFEST_NAME).is_file():
-        return load_artifact(default)
+    found = find_default()
+    if found is not None:
+        return found
     from converters.recipes import Recipe
 
     return convert_source(None, SourceOptions(), Recipe.of(bits=DEMO_BITS), out)
+
+
+def find_default() -> Artifact | None:
+    """The converted edgemed-demo, or None where that was not done yet. Raises ArtifactError where it is damaged."""
+    from converters.staging import recover
+    from edgemed.core.manifest import MANIFEST_NAME, load_artifact
+    from edgemed.core.paths import artifacts_dir
+    from edgemed.core.registry import DEFAULT_MODEL, load_registry
+
+    default = artifacts_dir() / load_registry().find(DEFAULT_MODEL).artifact_name(DEMO_BITS)
+    recover(default)
+    return load_artifact(default) if (default / MANIFEST_NAME).is_file() else None
 
 
 def open_view(path: Path, view: View, out: Output) -> tuple[Image, View]:
@@ -261,10 +271,9 @@ def open_view(path: Path, view: View, out: Output) -> tuple[Image, View]:
 def prepare_view(image: Image, artifact: Artifact) -> PreparedImage:
     """An image that a person saw, as the artifact's tower was trained to see it."""
     from edgemed.core.images import prepare
-    from runtimes.messages import PreparedImage
+    from runtimes.consult import pack_pixels
 
-    preparation = artifact.manifest.image
-    return PreparedImage(prepare(image, preparation).tobytes(), preparation.size_px)
+    return pack_pixels(prepare(image, artifact.manifest.image))
 
 
 def prepare_images(paths: Sequence[Path], artifact: Artifact) -> tuple[PreparedImage, ...]:

@@ -31,7 +31,7 @@ def cli_page() -> str:
         "A DIR, a SOURCE or `--model` that is left out means edgemed-demo.\n",
         "Exit codes: 0 success, 1 error (one sentence and a hint), 2 usage, 130 interrupted. "
         "`EDGEMED_DEBUG=1` adds a traceback, `EDGEMED_HOME` moves pulled and converted models.\n",
-        "The chat program, the hospital server and offline bundles come with later releases.\n",
+        "The hospital server and offline bundles come with later releases.\n",
     ]
     for path, command in _commands(typer.main.get_command(app), ["edgemed"]):
         out.append(_command_section(" ".join(path), command))

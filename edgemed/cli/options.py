@@ -123,3 +123,8 @@ Head = Annotated[
     str | None, typer.Option("--head", help="A hash noted earlier, or its first 16 digits: it must be in the log.", metavar="HASH")
 ]
 Last = Annotated[int | None, typer.Option("--last", help="Only the newest N entries.", metavar="N", min=1)]
+
+Watch = Annotated[Path | None, typer.Option("--watch", help="Offer new image files of this folder while a case is open.", metavar="DIR")]
+Language = Annotated[str, typer.Option("--language", help="en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")]
+Look = Annotated[str, typer.Option("--theme", help="dark, light or contrast; the user's setting where left out.", metavar="NAME")]
+Fake = Annotated[bool, typer.Option("--fake", help="Answers that are made up, without a model.", hidden=True)]

@@ -17,11 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from edgemed.core.advice import ADVICE as ADVICE
 from edgemed.core.text import printable
 
 Progress = Callable[[str, int, int], None]
-
-ADVICE = "This answer advises and never replaces a clinician's judgement."
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
+from edgemed.core.identity import ModelIdentity as ModelIdentity
+
 Verdict = Literal["answer", "refer"]
 MessageState = Literal["complete", "stopped", "failed"]
 WindowFunction = Literal["linear", "linear_exact", "sigmoid"]
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which files answered: the model's name, its quant, and the SHA-256 of its manifest (which holds those of the weights)."""
-
-    name: str
-    quant: str
-    sha256: str
 
 
 @dataclass(frozen=True)
