@@ -32,8 +32,8 @@ _WITHOUT_ANY = (
     "wouldn't y'all you'd you'll you're you've"
 ).split()
 _WITHOUT_ONE = (
-    "couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've there'd've they'd've "
-    "we'd've who'd've wouldn't've y'all'll y'all'd've you'd've 'ow's'at"
+    "couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've someone'd've something'd've there'd've "
+    "they'd've we'd've who'd've wouldn't've y'all'll y'all'd've you'd've 'ow's'at"
 ).split()
 _ODD = {"somebody'd": "somebodyd"}
 

@@ -5,8 +5,8 @@
 
 medmoe       Med-MoE's run_eval.py, which TinyLLaVA-Med-F uses: lower case; closed is right where the reference stands anywhere in the
              prediction ("no" is right for "normal"); published "open" is its recall, published "closed" its accuracy.
-llavamed-v1  LLaVA-Med v1.0's run_eval.py after its pull request 35: texts are normalised first; closed must hold "yes" or "no" besides, also
-             as part of a word. Its "open accuracy" against a list of training answers that was never published is left out.
+llavamed-v1  LLaVA-Med v1.0's run_eval.py after its pull request 35: texts are normalised first; closed must hold "yes" or "no" besides,
+             also as part of a word. Its "open accuracy" against a list of training answers that was never published is left out.
 strict       ours: closed by the first yes or no, or the first of the options that the question names, as whole words; open by recall
              that counts a word at most as often as the reference has it; both also as an exact match, case and punctuation aside.
 
