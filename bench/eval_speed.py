@@ -3,14 +3,15 @@
     python -m bench.eval_speed ARTIFACT --dataset slake=PATH --bin-dir DIR [--images 12] [--cli-questions 6] [--json FILE]
 
 DIR holds llama-server and llama-mtmd-cli of the same llama.cpp. All answer the same questions, greedy, at most 24 tokens, with the same
-threads. The programs take turns image by image, so that whatever else the machine does falls on all alike:
+cores. The programs take turns, a few images each, so that whatever else the machine does falls on all alike:
 
-- ours: all questions about an image as one group
+- ours: all questions about an image as one group, an engine of one thread for each core (as `edgemed eval` does by itself)
 - llama-server: one question after another over HTTP with its own prompt cache on, questions about one image in a row; and once more with
   as many slots and clients as ours has, which is more than the comparison asks for
 - llama-mtmd-cli: a process a question, on the first few questions only
 
-Loading is not counted for the two that stay loaded. The share of equal answers is told, so that nobody is fast by answering less.
+Loading is not counted for the two that stay loaded. Seconds of processors are told beside those on the wall: on a machine that others
+use, they say more. The share of equal answers is told, so that nobody is fast by answering less.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import argparse
 import base64
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from bench.peers import free_port, wait_ready
@@ -39,12 +42,14 @@ from edgemed.core.images import load_image, prepare
 from edgemed.core.manifest import Artifact, load_artifact
 from edgemed.data import Sample, load_named, parse_dataset
 from edgemed.evaluation.metrics import words
-from edgemed.evaluation.runner import group_samples
+from edgemed.evaluation.runner import group_samples, run
 from edgemed.evaluation.targets import MAX_TOKENS, SLOTS, EngineTarget
 from edgemed.report.tables import print_table
 from runtimes.system import physical_cores
 
 HTTP_TIMEOUT_S = 600
+# Images to a turn.
+ROUND = 4
 
 
 @dataclass
@@ -53,6 +58,7 @@ class Clock:
 
     program: str
     elapsed_s: float = 0.0
+    cpu_s: float = 0.0
     answers: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -66,8 +72,23 @@ class Clock:
 
 
 @contextmanager
-def server(binary: Path, artifact: Artifact, threads: int, slots: int) -> Iterator[str]:
-    """A llama-server's address, ready."""
+def timed(clock: Clock, pids: Sequence[int] = ()) -> Iterator[None]:
+    """Add what passes inside: seconds on the wall, and of processors in these processes (none: in children that ended meanwhile)."""
+    begun, before = time.perf_counter(), _cpu_s(pids)
+    yield
+    clock.elapsed_s += time.perf_counter() - begun
+    clock.cpu_s += _cpu_s(pids) - before
+
+
+def _cpu_s(pids: Sequence[int]) -> float:
+    times = os.times()
+    spent = [psutil.Process(pid).cpu_times() for pid in pids]
+    return float(sum(t.user + t.system for t in spent)) if pids else times.children_user + times.children_system
+
+
+@contextmanager
+def server(binary: Path, artifact: Artifact, threads: int, slots: int) -> Iterator[tuple[str, int]]:
+    """A llama-server's address and process, ready."""
     port = free_port()
     cells = slots * (artifact.manifest.vision.image_tokens + 96) if slots > 1 else 2048
     command = [str(binary), "-m", str(artifact.llm_path), "--mmproj", str(artifact.mmproj_path), "-c", str(cells), "-np", str(slots)]
@@ -76,7 +97,7 @@ def server(binary: Path, artifact: Artifact, threads: int, slots: int) -> Iterat
         try:
             url = f"http://127.0.0.1:{port}"
             wait_ready(url, process)
-            yield url
+            yield url, process.pid
         finally:
             process.terminate()
 
@@ -88,30 +109,32 @@ def prepared_png(artifact: Artifact, path: Path) -> bytes:
     return data.getvalue()
 
 
-def ask_server(url: str, link: str, question: str) -> str:
+def ask_server(url: str, link: str, question: str, separator: str) -> str:
     """One question over HTTP."""
-    content = [{"type": "image_url", "image_url": {"url": link}}, {"type": "text", "text": question}]
+    content = [{"type": "image_url", "image_url": {"url": link}}, {"type": "text", "text": f"{separator}{question}"}]
     body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": MAX_TOKENS, "cache_prompt": True}
     request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S) as reply:
         return str(json.load(reply)["choices"][0]["message"]["content"]).strip()
 
 
-def time_server(clock: Clock, url: str, artifact: Artifact, samples: Sequence[Sample], clients: int) -> None:
+def time_server(clock: Clock, at: tuple[str, int], artifact: Artifact, samples: Sequence[Sample], clients: int) -> None:
     """The questions about one image, by so many clients at once."""
-    start = time.perf_counter()
-    link = "data:image/png;base64," + base64.b64encode(prepared_png(artifact, _image(samples))).decode()
-    with ThreadPoolExecutor(clients) as pool:
-        texts = list(pool.map(lambda s: ask_server(url, link, s.question), samples))
-    clock.elapsed_s += time.perf_counter() - start
+    url, pid = at
+    with timed(clock, [pid]):
+        link = "data:image/png;base64," + base64.b64encode(prepared_png(artifact, _image(samples))).decode()
+        # The server puts nothing between an image and the text, where training had the template's separator.
+        separator = artifact.manifest.template.image_separator
+        with ThreadPoolExecutor(clients) as pool:
+            texts = list(pool.map(lambda s: ask_server(url, link, s.question, separator), samples))
     clock.answers |= {s.id: text for s, text in zip(samples, texts, strict=True)}
 
 
-def time_ours(clock: Clock, target: EngineTarget, samples: Sequence[Sample]) -> None:
-    """The same as one group."""
-    start = time.perf_counter()
-    replies = target.answer(samples, "shown")
-    clock.elapsed_s += time.perf_counter() - start
+def time_ours(clock: Clock, target: EngineTarget, groups: Sequence[Sequence[Sample]]) -> None:
+    """The same by the runner: a group an image, as many images at once as there are engines."""
+    samples = [s for group in groups for s in group]
+    with timed(clock, target.pids):
+        replies = run(target, samples)
     clock.answers |= {s.id: r.text for s, r in zip(samples, replies, strict=True)}
 
 
@@ -123,9 +146,8 @@ def time_cli(clock: Clock, binary: Path, artifact: Artifact, sample: Sample, thr
         command = [str(binary), "-m", str(artifact.llm_path), "--mmproj", str(artifact.mmproj_path), "--image", image.name, "--jinja"]
         command += ["-p", sample.question, "-n", str(MAX_TOKENS), "-c", "2048", "--temp", "0", "-t", str(threads)]
         command += ["-ngl", "0", "--no-mmproj-offload"]
-        start = time.perf_counter()
-        done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
-        clock.elapsed_s += time.perf_counter() - start
+        with timed(clock):
+            done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     clock.answers[sample.id] = done.stdout.strip()
 
 
@@ -140,16 +162,19 @@ def measure(artifact: Artifact, groups: Sequence[Sequence[Sample]], bin_dir: Pat
     ours, one = Clock("edgemed eval"), Clock("llama-server, one at a time")
     many, cli = Clock(f"llama-server, {SLOTS} at a time"), Clock("llama-mtmd-cli, a process a question")
     with ExitStack() as stack:
-        target = stack.enter_context(EngineTarget(artifact, threads=threads))
+        target = stack.enter_context(EngineTarget(artifact, workers=threads))
         single = stack.enter_context(server(bin_dir / "llama-server", artifact, threads, 1))
         parallel = stack.enter_context(server(bin_dir / "llama-server", artifact, threads, SLOTS))
-        for number, samples in enumerate(groups, 1):
-            time_ours(ours, target, samples)
-            time_server(one, single, artifact, samples, 1)
-            time_server(many, parallel, artifact, samples, SLOTS)
+        for start in range(0, len(groups), ROUND):
+            part = groups[start : start + ROUND]
+            time_ours(ours, target, part)
+            for samples in part:
+                time_server(one, single, artifact, samples, 1)
+            for samples in part:
+                time_server(many, parallel, artifact, samples, SLOTS)
             if len(cli.answers) < cli_questions:
-                time_cli(cli, bin_dir / "llama-mtmd-cli", artifact, samples[0], threads)
-            print(f"image {number} of {len(groups)}", file=sys.stderr, flush=True)
+                time_cli(cli, bin_dir / "llama-mtmd-cli", artifact, part[0][0], threads)
+            print(f"{start + len(part)} of {len(groups)} images", file=sys.stderr, flush=True)
     return [ours, one, many, cli]
 
 
@@ -174,6 +199,8 @@ def main() -> None:
             "seconds": round(c.elapsed_s, 2),
             "per_minute": round(c.per_minute, 1),
             "ours_is_times": round(ours.per_minute / c.per_minute, 2),
+            "cpu_s_a_question": round(c.cpu_s / len(c.answers), 3),
+            "in_cpu_s": round(c.cpu_s / len(c.answers) / (ours.cpu_s / len(ours.answers)), 2),
             "same_answers": round(c.same(ours), 3),
         }
         for c in clocks

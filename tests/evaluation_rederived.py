@@ -10,7 +10,7 @@ import sys
 from fractions import Fraction
 
 MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
-NUMBERS = dict(zip(("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"), (0, *range(11)), strict=True))
+NUMBERS = {word: n for n, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": 0}
 # A part of the table of contractions, spelled out: what the generated rows hold.
 CONTRACTIONS = {
     "dont": "don't",

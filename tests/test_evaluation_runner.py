@@ -26,6 +26,7 @@ class Parrot:
     """Answers with the view, the question's id and how many were asked with it; stops after `limit` groups."""
 
     name = "parrot"
+    parallel = 1
 
     def __init__(self, limit: int = 1000, identity: str = "i") -> None:
         self.limit, self.identity = limit, identity

@@ -28,7 +28,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
         {"psutil", "numpy", "PIL", "pydantic", "gguf"},
         {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors", "pydicom"},
     ),
-    "edgemed.evaluation": ({"core", "data", "report", "runtimes"}, {"numpy", "pydantic"}, {"openai", "torch", "transformers", "PIL"}),
+    "edgemed.evaluation": ({"core", "data", "report", "runtimes"}, {"numpy", "pydantic", "psutil"}, {"openai", "torch", "transformers", "PIL"}),
     "edgemed.report": ({"core"}, {"rich", "numpy"}, {"matplotlib"}),
     "edgemed.clinic": ({"core"}, {"numpy", "PIL"}, {"pydicom", "highdicom", "sqlcipher3", "argon2", "cryptography", "fpdf", "uharfbuzz"}),
     "edgemed.tui": ({"core", "clinic", "runtimes"}, {"textual", "textual_image", "rich", "PIL", "numpy"}, {"bidi", "arabic_reshaper"}),

@@ -125,7 +125,7 @@ def _open(
 
         yield ReferenceTarget(reference)
     else:
-        with EngineTarget(require_artifact(folder, said), slots, threads=threads) as target:
+        with EngineTarget(require_artifact(folder, said), slots, threads=threads, workers=None) as target:
             yield target
 
 

@@ -102,6 +102,8 @@ class Reference:
 class ReferenceTarget:
     """A checkpoint as the runner asks it: the questions about one image in one batch."""
 
+    parallel = 1
+
     def __init__(self, folder: Path, max_tokens: int = MAX_TOKENS) -> None:
         self._reference, self._max_tokens = Reference(folder), max_tokens
         self.name = f"{folder.resolve().name}-transformers"

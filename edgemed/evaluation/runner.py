@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -73,19 +74,29 @@ def run(
     groups = group_samples(samples)
     journal = Journal(folder, _describe(target, samples, view)) if folder else None
     replies = journal.restore(samples, groups) if journal else {}
-    for group in groups:
-        if group.places[0] not in replies:
-            asked = [samples[place] for place in group.places]
-            found = dict(zip(group.places, target.answer(asked, view, group.donor), strict=True))
-            if journal:
-                journal.append([(samples[place].id, reply) for place, reply in found.items()])
-            replies |= found
+    left = [group for group in groups if group.places[0] not in replies]
+    for group, answers in _ask_all(target, samples, left, view):
+        found = dict(zip(group.places, answers, strict=True))
+        if journal:
+            journal.append([(samples[place].id, reply) for place, reply in found.items()])
+        replies |= found
         if progress:
             progress(len(replies), len(samples))
     ordered = [replies[place] for place in range(len(samples))]
     if folder:
         save_answers(folder, target, samples, ordered)
     return ordered
+
+
+def _ask_all(target: Target, samples: Sequence[Sample], groups: Sequence[Group], view: View) -> Iterator[tuple[Group, list[Reply]]]:
+    """Groups as they are answered, as many at once as the target takes."""
+    with ThreadPoolExecutor(target.parallel) as pool:
+        asked = {pool.submit(target.answer, [samples[place] for place in g.places], view, g.donor): g for g in groups}
+        try:
+            for future in as_completed(asked):
+                yield asked[future], future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def save_answers(folder: Path, target: Target, samples: Sequence[Sample], replies: Sequence[Reply]) -> None:

@@ -11,12 +11,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import queue
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
+
+import psutil
 
 from edgemed.core.calibration import score_of
 from edgemed.core.conversation import clean_answer
@@ -27,7 +30,9 @@ from edgemed.data.samples import Sample
 from edgemed.evaluation.looks import View, show
 from runtimes.consult import pack_pixels
 from runtimes.engine import Engine
+from runtimes.memory import measure_memory
 from runtimes.messages import Collected, EngineSettings, PreparedImage, Request
+from runtimes.system import physical_cores
 
 if TYPE_CHECKING:
     from edgemed.core.manifest import Artifact
@@ -40,6 +45,9 @@ SLOTS = 16
 _TEXT_CELLS = 96
 _CONTEXT_TEXT = 1024
 _BLANK_PX = 336
+# Engines at most, and what share of the free memory (1 / …) all their weights may take.
+MOST_WORKERS = 8
+_MEMORY_SHARE = 4
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,10 @@ class Target(Protocol):
     def identity(self) -> str:
         """A hash of all that an answer depends on but the question."""
 
+    @property
+    def parallel(self) -> int:
+        """How many images' questions may be asked at once, from as many threads."""
+
     def answer(self, samples: Sequence[Sample], view: View, donor: Path | None = None) -> list[Reply]:
         """Answers to questions about one image, in order. Raises ImageError and what the target's own errors are."""
 
@@ -82,14 +94,46 @@ def evaluation_settings(artifact: Artifact, slots: int = SLOTS, threads: int | N
     )
 
 
-class EngineTarget:
-    """An artifact in our engine."""
+def choose_workers(artifact: Artifact) -> int:
+    """Engines of one thread each that a CPU should run: one a core, where their weights are small beside the memory that is free.
 
-    def __init__(self, artifact: Artifact, slots: int = SLOTS, max_tokens: int = MAX_TOKENS, threads: int | None = None) -> None:
+    Threads of one engine wait for one another some hundred times a token; engines never wait.
+    """
+    weights = sum(record.size_bytes for record in artifact.manifest.files.values())
+    room = psutil.virtual_memory().available // (_MEMORY_SHARE * max(1, weights))
+    return max(1, min(physical_cores(), MOST_WORKERS, int(room)))
+
+
+class EngineTarget:
+    """An artifact in engines of ours: `workers` of them on a CPU, each for the questions about another image; None: `choose_workers`."""
+
+    def __init__(
+        self,
+        artifact: Artifact,
+        slots: int = SLOTS,
+        max_tokens: int = MAX_TOKENS,
+        threads: int | None = None,
+        workers: int | None = 1,
+    ) -> None:
         self.artifact, self.max_tokens = artifact, max_tokens
         self._model = identify_model(artifact)
         self._slots = slots
-        self._engine = Engine.open(artifact, evaluation_settings(artifact, slots, threads))
+        self.parallel = workers or (choose_workers(artifact) if threads is None else 1)
+        if self.parallel > 1 and threads is None:
+            threads = max(1, physical_cores() // self.parallel)
+        settings = evaluation_settings(artifact, slots, threads)
+        self._engines: list[Engine] = []
+        try:
+            while len(self._engines) < self.parallel:
+                self._engines.append(Engine.open(artifact, settings))
+                if self._engines[0].report.devices != ("CPU",):
+                    self.parallel = 1  # one engine fills a GPU
+        except BaseException:
+            self.close()
+            raise
+        self._free: queue.SimpleQueue[Engine] = queue.SimpleQueue()
+        for engine in self._engines:
+            self._free.put(engine)
 
     @property
     def name(self) -> str:
@@ -98,7 +142,8 @@ class EngineTarget:
     @property
     def identity(self) -> str:
         # How many are answered at once is part of it: batches of another width round otherwise.
-        facts = (self._model.sha256, self._slots, self.max_tokens, self._engine.report.runtime, *self._engine.report.devices)
+        report = self._engines[0].report
+        facts = (self._model.sha256, self._slots, self.max_tokens, report.runtime, *report.devices)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @property
@@ -106,17 +151,23 @@ class EngineTarget:
         """Of the artifact's manifest."""
         return self._model.sha256
 
+    @property
+    def pids(self) -> list[int]:
+        """The engines' processes."""
+        return [engine.pid for engine in self._engines]
+
     def answer(self, samples: Sequence[Sample], view: View, donor: Path | None = None) -> list[Reply]:
         start = time.monotonic()
         image = self._prepare(samples[0].image, view, donor)
         shown = () if image is None else (image,)
         requests = [Request(s.turns[:-1], shown, max_tokens=self.max_tokens, logprobs=True) for s in samples]
+        engine = self._free.get()
         try:
-            collected = self._engine.ask_group(requests)
-        except EngineDiedError:
-            collected = self._engine.ask_group(requests)  # in a new process; a second death is the question's fault
+            collected = _ask_twice(engine, requests)
+            memory = measure_memory(engine.pid)
+        finally:
+            self._free.put(engine)
         share_s = (time.monotonic() - start) / len(samples)
-        memory = self._engine.stats().memory
         return [self._reply(c, share_s, memory.pss_bytes or memory.rss_bytes) for c in collected]
 
     def _reply(self, collected: Collected | EdgemedError, elapsed_s: float, memory_bytes: int) -> Reply:
@@ -138,7 +189,19 @@ class EngineTarget:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._engine.close()
+        self.close()
+
+    def close(self) -> None:
+        """End the engines."""
+        for engine in self._engines:
+            engine.close()
+
+
+def _ask_twice(engine: Engine, requests: Sequence[Request]) -> list[Collected | EdgemedError]:
+    try:
+        return engine.ask_group(requests)
+    except EngineDiedError:
+        return engine.ask_group(requests)  # in a new process; a second death is the question's fault
 
 
 def blank_image(preparation: ImagePreparation) -> PreparedImage:
@@ -148,6 +211,8 @@ def blank_image(preparation: ImagePreparation) -> PreparedImage:
 
 class EndpointTarget:
     """A server that speaks OpenAI's chat protocol, asked through the `openai` client, which tries again by itself."""
+
+    parallel = 1
 
     def __init__(self, url: str, model: str, key: str = "none", max_tokens: int = MAX_TOKENS) -> None:
         try:
