@@ -55,7 +55,7 @@ class CaseScreen(ChatScreen):
         Binding("ctrl+g", "image", N_("Image")),
         Binding("f4", "beside", N_("Side by side"), show=False),
         Binding("f6", "layout", N_("Layout"), show=False),
-        Binding("escape", "back", N_("Stop/Back")),
+        Binding("escape", "back", N_("Back")),
     ]
 
     class Happened(Message):
