@@ -61,6 +61,10 @@ def test_lines_stand_in_reading_order(logical: str, visual: str) -> None:
     [
         ("chest.dcm · صورة 5", "5 ةروص · chest.dcm"),
         ("chest، النافذة", "ةذفانلا ،chest"),
+        ("مكان: /tmp/a/c.db", "/tmp/a/c.db :ناكم"),
+        ("مجلد /tmp/out/ هنا", "انه /tmp/out/ دلجم"),
+        ("^q خروج", "جورخ ^q"),
+        ("برنامج edgemed.", ".edgemed جمانرب"),
         ("The word is صورة in this answer.", "The word is ةروص in this answer."),
         ("Enter", "Enter"),
     ],
@@ -71,6 +75,11 @@ def test_in_arabic_a_line_runs_from_the_right_unless_it_is_mostly_latin(logical:
         assert letters(shown(Segment(logical))) == visual
     finally:
         i18n.set_language("en")
+
+
+def test_a_line_that_comes_by_twice_stays_as_it_is() -> None:
+    once = shown(Segment("│ صورة 5 │"))
+    assert shown(Segment(once)) == once
 
 
 def test_styles_go_with_their_letters() -> None:

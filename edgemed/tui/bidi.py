@@ -51,6 +51,8 @@ TEXT_ORDERS = ("auto", "program", "terminal")
 
 # Hebrew, Arabic, Syriac and their supplements and presentation forms.
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\U0001e800-\U0001efff]")
+# What is shaped already was put in order already: the screen under a dialog comes by twice.
+_SHAPED = re.compile("[\ufb50-\ufdff\ufe70-\ufefc]")
 # Where one paragraph ends and the next begins: frames, blocks and scroll bars, and the gap between columns.
 _BREAKS = re.compile("([\u2500-\u259f]+|  +)")
 # ECMA-48's bidirectional support mode: explicit (the program orders) and implicit (the terminal does).
@@ -59,6 +61,8 @@ EXPLICIT_MODE, IMPLICIT_MODE = "\x1b[8l", "\x1b[8h"
 # A signed number, a date, a time, a fraction: one number to the algorithm, which would turn 2026-11-22 round after an Arabic word and
 # put a minus behind its number (Unicode's HL3 leaves this to the program).
 _NUMBER = re.compile("[-+−]?[0-9]+(?:[-/:.,][0-9]+)*")
+# Of a path, a key's name or a domain the signs before and after belong to it: without this /tmp would end in a slash.
+_LATIN = re.compile(r"(?<!\S)[~^/\\.@#+-]*[A-Za-z][^\s\u0590-\u08ff]*[/\\*](?!\S)|(?<!\S)[~^/\\.@#+-]+(?=[A-Za-z])")
 
 Cell = tuple[str, Style | None]
 ReturnType = TypeVar("ReturnType")
@@ -100,6 +104,9 @@ def visual_order(text: str, base: Literal["L", "R"]) -> list[tuple[str, int]]:
     for number in _NUMBER.finditer(text):
         for at in range(*number.span()):
             storage["chars"][at]["type"] = "EN"
+    for latin in _LATIN.finditer(text):
+        for at in range(*latin.span()):
+            storage["chars"][at]["type"] = "L"
     algorithm.explicit_embed_and_overrides(storage)
     algorithm.resolve_weak_types(storage, False)
     algorithm.resolve_neutral_types(storage, False)
@@ -129,7 +136,7 @@ def visual_line(text: str, right_to_left: bool = False) -> tuple[tuple[str, int]
     for piece in _BREAKS.split(text):
         inner = piece.strip(" ")
         lead = len(piece) - len(piece.lstrip(" ")) if inner else len(piece)
-        if _RIGHT_TO_LEFT.search(inner):
+        if _RIGHT_TO_LEFT.search(inner) and not _SHAPED.search(inner):
             placed += [(" ", start + at) for at in range(lead)]
             placed += _marks_last([(char, start + lead + at) for char, at in visual_order(inner, direction(inner, right_to_left))])
             placed += [(" ", start + at) for at in range(lead + len(inner), len(piece))]
