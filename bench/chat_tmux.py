@@ -115,10 +115,12 @@ def run_story(terminal: Terminal, folder: Path, dicom: Path, screens: Path | Non
 
     first_run(terminal)
     shot("cases")
-    new_case(terminal, dicom)
+    new_case(terminal)
     for number, question in enumerate(QUESTIONS, 1):
         ask(terminal, question, number)
     shot("case")
+    attach_dicom(terminal, dicom)
+    shot("dicom")
     export(terminal, folder / "out")
     shot("report")
     lock_and_reopen(terminal)
@@ -138,28 +140,31 @@ def first_run(terminal: Terminal) -> None:
     terminal.wait("No cases yet")
 
 
-def new_case(terminal: Terminal, dicom: Path) -> None:
-    """A case with the bundled radiograph, and a DICOM file that is looked at and not asked about."""
+def new_case(terminal: Terminal) -> None:
+    """A case with the bundled radiograph."""
     terminal.keys("n")
     terminal.wait("A short name of your own")
     terminal.type("chest, cough")
     terminal.keys("Enter")
     terminal.wait("chest, cough · 0 images")
-    terminal.paste(str(dicom))
+    terminal.paste(str(RADIOGRAPH))
     terminal.wait("1 image ")
-    terminal.wait(dicom.name)
+    terminal.wait("Zoom 100 %")
+
+
+def attach_dicom(terminal: Terminal, dicom: Path) -> None:
+    """A second image, as DICOM, with its window."""
+    terminal.paste(str(dicom))
+    terminal.wait("2 images")
+    terminal.wait("CR CHEST PA")
+    terminal.wait("Window")
+    time.sleep(_BREATH_S)
     if "Look at this image first" in terminal.pane():
         terminal.keys("Escape")
-    terminal.paste(str(RADIOGRAPH))
-    terminal.wait("2 images")
-    terminal.wait("Zoom 100 %")
-    terminal.keys("BTab", "BTab")
-    time.sleep(_BREATH_S)
 
 
 def ask(terminal: Terminal, question: str, number: int) -> None:
     """One question and its answer."""
-    terminal.keys("Escape")
     terminal.type(question)
     terminal.keys("Enter")
     terminal.wait(f"{2 * number} messages")
@@ -207,6 +212,7 @@ def unlock(terminal: Terminal) -> None:
     terminal.type(PASSPHRASE)
     terminal.keys("Enter")
     terminal.wait("signed")
+    time.sleep(_BREATH_S)
     terminal.keys("Enter")
     terminal.wait(QUESTIONS[-1])
 
