@@ -72,12 +72,16 @@ def check_labels(tokenizer: Any, template: ConversationTemplate, turns: Sequence
 
 @dataclass(frozen=True)
 class Row:
-    """What one sequence of a batch holds. `starts` are the positions at which packed questions begin; empty: one conversation."""
+    """What one sequence of a batch holds. `starts` are the positions at which packed questions begin; empty: one conversation.
+
+    `names` are the samples' ids, for messages.
+    """
 
     ids: list[int]
     labels: list[int]
     image: Path | None
     starts: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
 
 
 def pack_rows(rows: Iterable[Row], limit: int, seed: int, image_id: int, max_tokens: int) -> list[Row]:
@@ -99,13 +103,14 @@ def pack_rows(rows: Iterable[Row], limit: int, seed: int, image_id: int, max_tok
         draw.shuffle(group)
         while group:
             row = group.pop()
-            ids, labels, starts = list(row.ids), list(row.labels), [len(head)]
+            ids, labels, starts, names = list(row.ids), list(row.labels), [len(head)], row.names
             while group and len(starts) < limit and len(ids) + len(group[-1].ids) - len(head) <= max_tokens:
                 more = group.pop()
                 starts.append(len(ids))
                 ids += more.ids[len(head) :]
                 labels += more.labels[len(head) :]
-            alone.append(Row(ids, labels, row.image, tuple(starts)))
+                names += more.names
+            alone.append(Row(ids, labels, row.image, tuple(starts), names))
     return alone
 
 
@@ -141,7 +146,7 @@ class Examples(Dataset[Row]):
                     raise DatasetError(
                         f"Expected at most {max_tokens} tokens in {sample.id}, found {len(ids)}.", "Raise max_tokens or shorten the row."
                     )
-                rows.append(Row(ids, labels, sample.image))
+                rows.append(Row(ids, labels, sample.image, names=(sample.id,)))
             for again in range(repeat):
                 self.rows += pack_rows(rows, pack, seed + again, image_id, max_tokens) if pack > 1 else rows
         paths = list(dict.fromkeys(row.image for row in self.rows if row.image))
@@ -161,13 +166,13 @@ class Collator:
     """Rows → padded tensors: input_ids, labels int64 [batch, tokens] (padded right), pixels uint8 [images, S, S, 3], and a mask.
 
     The mask is int64 [batch, tokens], 0 where padded; with packed rows bool [batch, 1, tokens, tokens], true where a token (third
-    axis) sees another (fourth), and position_ids int64 [batch, tokens] go with it.
+    axis) sees another (fourth), and position_ids int64 [batch, tokens] go with it. Where asked for, `names` are the rows' samples.
     """
 
-    def __init__(self, pad_id: int) -> None:
-        self.pad_id = pad_id
+    def __init__(self, pad_id: int, names: bool = False) -> None:
+        self.pad_id, self.names = pad_id, names
 
-    def __call__(self, rows: Sequence[tuple[Row, torch.Tensor | None]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[tuple[Row, torch.Tensor | None]]) -> dict[str, Any]:
         length = max(len(row.ids) for row, _ in rows)
         ids = torch.full((len(rows), length), self.pad_id)
         labels = torch.full((len(rows), length), IGNORE)
@@ -175,13 +180,13 @@ class Collator:
         for i, (row, _) in enumerate(rows):
             n = len(row.ids)
             ids[i, :n], labels[i, :n], mask[i, :n] = torch.tensor(row.ids), torch.tensor(row.labels), 1
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        batch: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, "labels": labels}
         if any(len(row.starts) > 1 for row, _ in rows):
             batch |= _pack_masks([row for row, _ in rows], length)
         pixels = [image for _, image in rows if image is not None]
         if pixels:
             batch["pixels"] = torch.stack(pixels)
-        return batch
+        return batch | ({"names": [row.names for row, _ in rows]} if self.names else {})
 
 
 def _pack_masks(rows: Sequence[Row], length: int) -> dict[str, torch.Tensor]:
