@@ -82,6 +82,13 @@ Context = Annotated[
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.", metavar="T", min=0.0)]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling, with a temperature above 0.", metavar="N")]
 
+LlmFolder = Annotated[Path, typer.Option("--llm", help="A bare language model as an HF checkpoint.", metavar="DIR")]
+TowerFolder = Annotated[Path, typer.Option("--tower", help="A CLIP or SigLIP vision tower as an HF checkpoint.", metavar="DIR")]
+NewOut = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.", metavar="DIR")]
+ImageToken = Annotated[
+    str, typer.Option("--image-token", help="Token that stands for an image; added to the tokenizer where it is not there.", metavar="TEXT")
+]
+FeatureLayer = Annotated[int, typer.Option("--feature-layer", help="Which of the tower's hidden states is used.", metavar="N")]
 Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]
 Device = Annotated[str, typer.Option("--device", help="cpu, gpu (or cuda), rtx3050, rtx3080 or jetson.", metavar="NAME")]
 LoadDevice = Annotated[

@@ -18,9 +18,13 @@ __all__ = ["Progress", "Report", "StageInterrupted", "require_extra", "run_stage
 
 
 def require_extra() -> None:
-    """Raises MissingExtraError where the `train` extra is not installed."""
+    """Raises MissingExtraError where the `train` extra is not installed; its libraries stay quiet, since `Report` tells how far it is."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers", "peft", "accelerate")):
         raise MissingExtraError.of("Fine-tuning", "train")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
 
 
 def run_stage(stage: str, config: Path, report: Report | None = None) -> Path:

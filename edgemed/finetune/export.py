@@ -6,6 +6,8 @@ are merged in float32. Knows no Trainer.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from edgemed.core.contract import Contract, save_contract
 from edgemed.core.conversation import find_template
 from edgemed.core.errors import RecipeError
 from edgemed.core.files import save_text
+from edgemed.core.images import ImagePreparation
 from edgemed.finetune.model import load_full, merged
 from edgemed.finetune.recipe import Recipe
 from edgemed.finetune.workspace import RUN_NAME, writing
+from edgemed.report.plots import save_curve
 
 _TYPES = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -39,9 +43,17 @@ def save_checkpoint(recipe: Recipe, model: Any, tokenizer: Any, run: dict[str, A
         model.save_pretrained(out)
         tokenizer.save_pretrained(out)
         save_preparation(out, recipe)
+        save_picture(out, run)
         if text is not None:
             save_text(out / "recipe.toml", text)
         save_text(out / RUN_NAME, json.dumps(run, indent=1))
+
+
+def save_picture(out: Path, run: dict[str, Any]) -> None:
+    """loss.png, where the `plots` extra is there; run.json has the same numbers."""
+    points = [(float(e["step"]), float(e["loss"])) for e in run.get("loss", [])]
+    if points and importlib.util.find_spec("matplotlib") is not None:
+        save_curve(out / "loss.png", f"{out.name}: {run['recipe']['stage']}", "step", "loss", points)
 
 
 def exact_model(recipe: Recipe, model: Any, tokenizer: Any) -> Any:
@@ -76,21 +88,26 @@ def source_type(recipe: Recipe) -> torch.dtype:
     """The widest type among the weights that training began with (the language model's, where parts are joined)."""
     folder = recipe.model or (recipe.join and recipe.join.llm)
     assert folder is not None  # load_recipe saw to it
+    return widest_type(folder)
+
+
+def widest_type(folder: Path) -> torch.dtype:
+    """The type that holds every weight in a folder's safetensors; float32 for other files, which is never wrong."""
     found: set[torch.dtype] = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             found |= {_TYPES[kind] for name in file.keys() if (kind := file.get_slice(name).get_dtype()) in _TYPES}
-    if not found:
-        return torch.float32  # a pickle: the widest is never wrong
-    widest = found.pop()
-    for kind in found:
-        widest = torch.promote_types(widest, kind)
-    return widest
+    return functools.reduce(torch.promote_types, found) if found else torch.float32
 
 
 def save_preparation(out: Path, recipe: Recipe) -> None:
     """preprocessor_config.json for HF, and edgemed.json: image preparation and template exactly as trained."""
-    image = recipe.image
+    save_processor(out, recipe.image)
+    save_contract(out, Contract(image=recipe.image, template=find_template(recipe.template)))
+
+
+def save_processor(out: Path, image: ImagePreparation) -> None:
+    """preprocessor_config.json, as near as HF's own processors come to it (they know no padding to a square)."""
     processor = {
         "image_processor_type": "SiglipImageProcessor",
         "do_resize": True,
@@ -104,4 +121,3 @@ def save_preparation(out: Path, recipe: Recipe) -> None:
         "do_convert_rgb": True,
     }
     save_text(out / "preprocessor_config.json", json.dumps(processor, indent=1))
-    save_contract(out, Contract(image=image, template=find_template(recipe.template)))

@@ -117,6 +117,7 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     if recipe.tower_activation:
         vision_config.hidden_act = recipe.tower_activation
     text_config = AutoConfig.from_pretrained(recipe.llm)
+    text_config.vocab_size = _rows_for(text_config.vocab_size, image_id)
     full = "full" if "siglip" in vision_config.model_type else "default"
     config = LlavaConfig(
         vision_config=vision_config,
@@ -131,6 +132,7 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     model = LlavaForConditionalGeneration(config).float()
     _copy(model.model.vision_tower, AutoModel.from_pretrained(recipe.tower, dtype=torch.float32), recipe.tower)
     llm = AutoModelForCausalLM.from_pretrained(recipe.llm, dtype=torch.float32)
+    make_room(llm, image_id)
     _copy(model.model.language_model, llm.model, recipe.llm)
     if llm.lm_head.bias is not None:
         raise CheckpointError(
@@ -142,6 +144,23 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     model.tie_weights()
     model.generation_config = llm.generation_config
     return model
+
+
+def _rows_for(rows: int, token_id: int) -> int:
+    """Rows of an embedding that has a place for `token_id`: as many as there are, or the next multiple of 64."""
+    return rows if token_id < rows else -(-(token_id + 1) // 64) * 64
+
+
+@torch.no_grad()
+def make_room(llm: Any, token_id: int) -> None:
+    """Rows for a new token, where the embedding ends before it: the mean of the others, so that no logit of theirs is ever the highest."""
+    for module in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+        weight = module.weight
+        more = _rows_for(weight.shape[0], token_id) - weight.shape[0]
+        if more:
+            module.weight = torch.nn.Parameter(torch.cat([weight, weight.mean(0, keepdim=True).expand(more, -1)]))
+    llm.config.vocab_size = llm.get_input_embeddings().weight.shape[0]
+    llm.tie_weights()
 
 
 def _copy(target: Any, source: Any, path: Path) -> None:

@@ -180,6 +180,7 @@ def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, text_row
     gpu = torch.cuda.is_available()
     at_once, accumulation = divide_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
     save_steps = max(1, steps // SAVES) if optim.save_steps is None else optim.save_steps
+    again = optim.gradient_checkpointing and not optim.sharding  # FSDP has its own way
     return TrainingArguments(
         output_dir=str(work.trainer),
         max_steps=steps,
@@ -190,8 +191,8 @@ def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, text_row
         warmup_steps=int(optim.warmup_ratio * steps),
         max_grad_norm=optim.max_grad_norm,
         bf16=bool(optim.bf16),
-        gradient_checkpointing=optim.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if optim.gradient_checkpointing else None,
+        gradient_checkpointing=again,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if again else None,
         logging_steps=max(1, steps // POINTS),
         save_strategy="steps" if save_steps else "no",
         save_steps=-(-max(save_steps, 1) // every) * every,
@@ -211,13 +212,23 @@ def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, text_row
 
 
 def _sharding(recipe: Recipe) -> dict[str, Any]:
-    return {"version": 2, "auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": "FULL_STATE_DICT"}
+    return {
+        "version": 2,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "state_dict_type": "FULL_STATE_DICT",
+        "activation_checkpointing": recipe.optim.gradient_checkpointing,
+    }
 
 
 def _run(trainer: StageTrainer, work: Workspace) -> Any:
     newest = work.newest()
     try:
         return trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except torch.distributed.DistBackendError as error:
+        raise ResourceError(
+            f"Expected all processes of this run to the end, found one gone ({str(error).splitlines()[0]}).",
+            "See what it said, then run the same command again: it goes on from the last checkpoint.",
+        ) from error
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"Expected memory for the optimizer's state, found none left ({str(error).splitlines()[0]}).",

@@ -11,7 +11,6 @@ Knows neither torch nor what is in a checkpoint.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from typing import Any
 
 from edgemed.core.errors import RecipeError, ResourceError
 from edgemed.core.filelock import FileLock
-from edgemed.core.files import os_errors, save_text, sync_dir
+from edgemed.core.files import os_errors, save_text, sync_dir, sync_tree
 
 LOCK_NAME = ".lock"
 FINGERPRINT_NAME = "fingerprint.json"
@@ -103,17 +102,6 @@ class Workspace:
                 f"Expected {(size_bytes + SPARE_BYTES) / 1e9:.2f} GB of free disk for {what} in {self.out}, found {free / 1e9:.2f} GB.",
                 "Free some space and run the same command again: it goes on from the last checkpoint.",
             )
-
-
-def sync_tree(folder: Path) -> None:
-    """Make every file of a folder durable."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            with path.open("rb+") as f:
-                os.fsync(f.fileno())
-        else:
-            sync_dir(path)
-    sync_dir(folder)
 
 
 @contextmanager
