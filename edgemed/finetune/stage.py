@@ -7,11 +7,13 @@ The output folder holds an HF `LlavaForConditionalGeneration` checkpoint (adapte
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from transformers import TrainerCallback, TrainingArguments
 from edgemed.core.contract import count_image_tokens
 from edgemed.core.conversation import find_template
 from edgemed.core.errors import DatasetError, RecipeError, ResourceError
-from edgemed.core.files import sha256_file
+from edgemed.core.files import os_errors, sha256_file
 from edgemed.data import Sample, hash_samples, load_samples
 from edgemed.finetune.callbacks import Deadline, Reporter, RoundingCallback, Stop
 from edgemed.finetune.examples import Collator, Examples
@@ -38,6 +40,7 @@ from edgemed.finetune.workspace import Workspace
 
 # About so many checkpoints to resume from, and points of the loss curve, a run.
 SAVES, POINTS = 20, 100
+HEAD_BYTES = 4096
 # What may differ when a run goes on: where things lie, and what leaves the result alone.
 _FREE_KEYS = {"recipe": ("output", "model"), "join": ("llm", "tower"), "optim": ("workers", "save_steps"), "data": ("path",)}
 
@@ -56,6 +59,7 @@ def train(recipe: Recipe, text: str | None = None, report: Report | None = None)
     fingerprint = describe_run(recipe, per_set)
     with Workspace(recipe.output, main) as work:
         if work.check(fingerprint):
+            work.clear()
             return recipe.output
         transformers.set_seed(recipe.seed)
         model, tokenizer = load_model(recipe)
@@ -106,11 +110,21 @@ def describe_run(recipe: Recipe, sets: Sets) -> dict[str, Any]:
 
 
 def _describe_data(sets: Sets) -> dict[str, Any]:
-    out = {}
-    for i, (_, _, samples) in enumerate(sets):
-        images = {s.image for s in samples if s.image}
-        out[str(i)] = {"sha256": hash_samples(samples), "image_bytes": sum(path.stat().st_size for path in images)}
-    return out
+    return {str(i): {"sha256": hash_samples(samples), "images": _hash_heads(samples)} for i, (_, _, samples) in enumerate(sets)}
+
+
+def _hash_heads(samples: Sequence[Sample]) -> str:
+    """Hex SHA-256 over the size and the first bytes of every image: other images are seen without reading hundreds of gigabytes."""
+
+    def head(path: Path) -> bytes:
+        with os_errors(path), path.open("rb") as file:
+            return file.read(HEAD_BYTES) + os.fstat(file.fileno()).st_size.to_bytes(8, "little")
+
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for piece in pool.map(head, dict.fromkeys(s.image for s in samples if s.image)):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _hash_weights(folder: Path) -> dict[str, str]:
