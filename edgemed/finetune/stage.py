@@ -24,6 +24,7 @@ from edgemed.core.errors import RecipeError, ResourceError
 from edgemed.core.files import os_errors, save_text
 from edgemed.data import hash_samples, load_samples
 from edgemed.finetune.examples import IGNORE, Collator, Examples
+from edgemed.finetune.features import tower_input
 from edgemed.finetune.model import PARTS, load_model, merged, part_of, rates
 from edgemed.finetune.recipe import OptimRecipe, Recipe
 from edgemed.finetune.rounding import LoraRounding
@@ -71,9 +72,9 @@ class StageTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
     ) -> Any:
         """Cross entropy of the answers; logits are made from the first answer's position on only."""
-        pixels, labels = inputs.pop("pixels", None), inputs.pop("labels")
-        if pixels is not None:
-            inputs["pixel_values"] = self._normalise(pixels, model.training)
+        labels, shown = inputs.pop("labels"), tower_input(inputs, lambda pixels: self._normalise(pixels, model.training))
+        if shown is not None:
+            inputs["pixel_values"] = shown
         first = max(1, int((labels != IGNORE).any(0).int().argmax()))
         keep = torch.arange(first - 1, labels.shape[1] - 1, device=labels.device)
         outputs = model(**inputs, logits_to_keep=keep)
