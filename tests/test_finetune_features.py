@@ -1,4 +1,4 @@
-"""Cached features and what feeds a step: the same loss as with pixels, bounded disk, killed runs, broken images, lengths."""
+"""Cached features and what feeds a step: the same loss as with pixels, bounded disk, killed runs, broken images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,6 @@ from edgemed.finetune.features import (  # noqa: E402
     tower_of,
 )
 from edgemed.finetune.pictures import BrokenImages, Pictures  # noqa: E402
-from edgemed.finetune.sampling import LengthGroups  # noqa: E402
 from tests.checkpoints import make_checkpoint  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -243,19 +242,3 @@ def test_rows_come_back_from_memory_as_they_went_in(loaded: Model, samples: list
         assert len(row.ids) == len(row.labels) == tokens[i]
         assert row.ids.count(image_id) in (0, (loaded[0].config.vision_config.image_size // loaded[0].config.vision_config.patch_size) ** 2)
         assert {row.labels[k] for k, token in enumerate(row.ids) if token == image_id} <= {IGNORE}
-
-
-def test_batches_hold_rows_of_like_length_and_every_row_once() -> None:
-    lengths = [(i * 37) % 101 + 1 for i in range(1001)]
-    sampler = LengthGroups(lengths, group=8, seed=3)
-    first = list(sampler)
-    assert sorted(first) == list(range(1001)) and first == list(sampler)
-    sampler.set_epoch(1)
-    assert list(sampler) != first and sorted(sampler) == list(range(1001))
-
-    def padding(order: list[int]) -> int:
-        batches = [order[i : i + 8] for i in range(0, 1001, 8)]
-        return sum(max(lengths[i] for i in b) * len(b) - sum(lengths[i] for i in b) for b in batches)
-
-    assert padding(first) < 0.1 * padding(list(range(1001)))
-    assert max(lengths[i] for i in first[:8]) == max(lengths)
