@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from edgemed.core.errors import RecipeError, ResourceError
 from edgemed.core.filelock import FileLock
-from edgemed.core.files import os_errors
+from edgemed.core.files import drop_cut_line, os_errors, whole_lines
 from edgemed.core.images import ImagePreparation
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
@@ -121,8 +121,8 @@ class FeatureCache:
 
     def _load(self) -> None:
         """Read which rows are whole. A last line that was cut, and bytes without a line, belong to a killed run."""
-        self._rows = {line: i for i, line in enumerate(_whole_lines(self.folder / "rows.txt"))}
-        pairs = (line.split() for line in _whole_lines(self.folder / "images.txt"))
+        self._rows = {line: i for i, line in enumerate(whole_lines(self.folder / "rows.txt"))}
+        pairs = (line.split() for line in whole_lines(self.folder / "images.txt"))
         self._images = {pair[0]: pair[1] for pair in pairs if len(pair) == 2}
         have = self._data.stat().st_size // self.row_bytes if self._data.is_file() else 0
         if have < len(self._rows):
@@ -161,7 +161,7 @@ class FeatureCache:
         left_out = 0
         try:
             for name in ("rows.txt", "images.txt"):
-                _drop_cut_line(self.folder / name)
+                drop_cut_line(self.folder / name)
             self._load()
             waiting: dict[str, NDArray[np.uint8]] = {}
             seen: list[tuple[str, str]] = []
@@ -203,27 +203,11 @@ class FeatureCache:
             self._images |= new
 
 
-def _whole_lines(path: Path) -> list[str]:
-    if not path.is_file():
-        return []
-    with os_errors(path):
-        text = path.read_text(encoding="ascii")
-    return text[: text.rfind("\n") + 1].splitlines()
-
-
 def _append_lines(path: Path, lines: Sequence[str]) -> None:
     with os_errors(path), open(path, "ab") as f:
         f.write("".join(f"{line}\n" for line in lines).encode())
         f.flush()
         os.fsync(f.fileno())
-
-
-def _drop_cut_line(path: Path) -> None:
-    """Remove what a killed run left behind the last whole line."""
-    if path.is_file():
-        with os_errors(path):
-            content = path.read_bytes()
-            os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _make_room(folder: Path, own: Path, limit_bytes: int) -> int:
