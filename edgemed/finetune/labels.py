@@ -11,6 +11,8 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
@@ -40,6 +42,12 @@ class LabelReport:
     def longest(self) -> int:
         """Tokens of the longest row, image included."""
         return max(self.tokens, default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """For --json."""
+        lengths = {"tokens": self.tokens, "answer_tokens": self.label_tokens}
+        spans = {key: {"median": int(median(found or (0,))), "longest": max(found, default=0)} for key, found in lengths.items()}
+        return {"template": self.template, "image_tokens": self.image_tokens, "too_long": len(self.too_long)} | spans
 
     @property
     def problems(self) -> list[str]:
