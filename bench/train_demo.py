@@ -183,10 +183,12 @@ def main() -> None:
         assemble(args.assemble, args.base, args.tower, args.out)
         return
     out, data = args.out.resolve(), args.data.resolve()
-    workers = {"workers": 0 if args.cpu else 4, "bf16": not args.cpu}
+    # minutes of a hired machine are for training, not for checkpoints
+    workers = {"workers": 0 if args.cpu else 4, "bf16": not args.cpu, "save_steps": 0}
     common: dict[str, Any] = {
         "template": "chatml",
         "capitalise": True,
+        "save_dtype": "float16",
         "image": IMAGE,
         "max_tokens": 1024,
         "pack": args.pack,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -19,18 +20,21 @@ from edgemed.core.filelock import FileLock  # noqa: E402
 from edgemed.core.images import ImagePreparation  # noqa: E402
 from edgemed.data import Sample  # noqa: E402
 from edgemed.finetune import features as features_module  # noqa: E402
+from edgemed.finetune import run_stage  # noqa: E402
+from edgemed.finetune.augment import normalise_pixels  # noqa: E402
 from edgemed.finetune.examples import IGNORE, Broken, Collator, Examples  # noqa: E402
 from edgemed.finetune.features import (  # noqa: E402
     FeatureCache,
     accept_features,
-    normalise_pixels,
     tower_compute,
     tower_input,
     tower_key,
     tower_of,
 )
 from edgemed.finetune.pictures import BrokenImages, Pictures  # noqa: E402
+from edgemed.finetune.trainer import split  # noqa: E402
 from tests.checkpoints import make_checkpoint  # noqa: E402
+from tests.test_finetune import weights, write_recipe  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 IMAGES = 5
@@ -73,7 +77,7 @@ def loss(loaded: Model, rows: list[Any]) -> float:
     model, _, image = loaded
     batch = Collator(0)(rows)
     labels = batch.pop("labels")
-    shown = tower_input(batch, lambda pixels: normalise_pixels(pixels, image))
+    shown = tower_input(batch, lambda pixels: normalise_pixels(pixels, image, None))
     with torch.no_grad():
         logits = model(**batch, pixel_values=shown).logits
     return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE))
@@ -99,6 +103,24 @@ def test_cached_features_leave_the_loss_as_it_is(tmp_path: Path, loaded: Model, 
     assert sum(picture is not None and picture.is_floating_point() for _, picture in rows) == min(fits, IMAGES)
     assert loss(loaded, rows) == pytest.approx(expected, rel=1e-6)
     assert loss(loaded, [plain[i] for i in range(IMAGES)]) == pytest.approx(expected, rel=1e-6)
+    pieces = list(split(Collator(0)(rows), 3, model.config.image_token_id))
+    whole, parts = run_tower(loaded, [Collator(0)(rows)]), run_tower(loaded, pieces)
+    assert len(pieces) == 3 and torch.allclose(whole, parts, atol=1e-5)
+
+
+def run_tower(loaded: Model, batches: list[dict[str, Any]]) -> Any:
+    """The projected features of every image of the batches, in order."""
+    model, _, image = loaded
+    out = []
+    for batch in batches:
+        shown = tower_input(dict(batch), lambda pixels: normalise_pixels(pixels, image, None))
+        with torch.no_grad():
+            out += model.model.get_image_features(
+                pixel_values=shown,
+                vision_feature_layer=model.config.vision_feature_layer,
+                vision_feature_select_strategy=model.config.vision_feature_select_strategy,
+            ).pooler_output
+    return torch.stack(out)
 
 
 def count(compute: Callable[[Any], Any]) -> tuple[Callable[[Any], Any], list[int]]:
@@ -197,25 +219,23 @@ def test_broken_images_are_named_counted_and_refused_above_a_share(tmp_path: Pat
     with pytest.raises(DatasetError, match=r"at most 0.0% of 5 images to be unreadable, found 1, among them .*1\.png"):
         build(loaded, samples)
     kept = build(loaded, samples, max_broken=0.2)
-    assert [row.id for row, _ in (kept[i] for i in range(len(kept)))] == ["s0", "s2", "s3", "s4"]
+    assert [row.names for row, _ in (kept[i] for i in range(len(kept)))] == [("s0",), ("s2",), ("s3",), ("s4",)]
     cached = build(loaded, samples, preload_bytes=0, max_broken=0.2)
     cached.use_features(open_cache(tmp_path / "cache", loaded), tower_compute(model, image))
     assert len(cached) == 4 and cached.broken.names == {str(tmp_path / "1.png")}
 
 
-def test_an_image_that_breaks_in_the_middle_of_an_epoch_is_replaced_and_named(
-    tmp_path: Path, loaded: Model, samples: list[Sample]
-) -> None:
+def test_an_image_that_breaks_in_the_middle_of_an_epoch_is_replaced_and_named(tmp_path: Path, loaded: Model, samples: list[Sample]) -> None:
     examples = build(loaded, samples, preload_bytes=0)
     assert examples.workers > 0
     (tmp_path / "1.png").write_bytes(b"no image")
     loader = torch.utils.data.DataLoader(examples, batch_size=2, collate_fn=Collator(0, names=True), num_workers=1)
     first = next(iter(loader))
-    assert first["ids"] == ["s0", "s2"] and first["broken"] == [str(tmp_path / "1.png")]
+    assert first["names"] == [("s0",), ("s2",)] and first["broken"] == [(), (str(tmp_path / "1.png"),)]
     assert isinstance(examples[1][0], Broken)
     broken = BrokenImages(10, 0.1)
-    broken.add(first["broken"])
-    broken.add(first["broken"])
+    broken.add(first["broken"][1])
+    broken.add(first["broken"][1])
     with pytest.raises(DatasetError, match="found 2"):
         broken.add(["other.png"])
     for i in range(IMAGES):
@@ -235,10 +255,84 @@ def test_pictures_are_kept_in_memory_only_where_they_fit(loaded: Model, samples:
 def test_rows_come_back_from_memory_as_they_went_in(loaded: Model, samples: list[Sample]) -> None:
     text = Sample.single("text", None, "Is it?", "yes", "closed")
     packed = build(loaded, [*samples, *samples, text], pack=2)
-    assert sorted(row.id for row, _ in (packed[i] for i in range(len(packed)))) == sorted([*(f"s{i},s{i}" for i in range(IMAGES)), "text"])
+    names = sorted(packed[i][0].names for i in range(len(packed)))
+    assert names == [*((f"s{i}", f"s{i}") for i in range(IMAGES)), ("text",)]
     image_id, tokens = loaded[0].config.image_token_id, packed.lengths
     for i in range(len(packed)):
         row, _ = packed[i]
         assert len(row.ids) == len(row.labels) == tokens[i]
         assert row.ids.count(image_id) in (0, (loaded[0].config.vision_config.image_size // loaded[0].config.vision_config.patch_size) ** 2)
         assert {row.labels[k] for k, token in enumerate(row.ids) if token == image_id} <= {IGNORE}
+
+
+# Both towers are seen above; a whole stage is run with one.
+ONE_TOWER = pytest.mark.parametrize("checkpoint", ["siglip"], indirect=True)
+FEATURES = 'features = { folder = "../cache", limit = "100MB" }\n'
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    rows = []
+    for i in range(4):
+        Image.effect_noise((40, 30), 80).save(tmp_path / f"{i}.png")
+        for question, answer in (("Is it normal?", "yes"), ("Which organ?", "lung")):
+            rounds = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+            rows.append({"id": f"{i}-{answer}", "image": f"{i}.png", "conversations": rounds})
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    return tmp_path
+
+
+@ONE_TOWER
+@pytest.mark.parametrize(
+    ("stage", "extra"),
+    [("align", ""), ("instruct", "pack = 2\n"), ("vqa", "lora = { rank = 4, alpha = 8 }\n")],
+)
+def test_a_stage_with_cached_features_is_the_stage_without(
+    tmp_path: Path, checkpoint: Path, data: Path, stage: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves, ends = [], []
+    for name, keys in (("plain", ""), ("first", FEATURES), ("second", FEATURES)):
+        (tmp_path / name).mkdir()
+        optim = "tower_rate = 0\nllm_rate = 1e-3\nworkers = 0"
+        out = run_stage(stage, write_recipe(tmp_path / name, checkpoint, data, extra + keys, optim))
+        curves.append([entry["loss"] for entry in json.loads((out / "run.json").read_text())["loss"]])
+        ends.append(weights(out))
+        if name == "first":
+            monkeypatch.setattr(FeatureCache, "_append", lambda *args: pytest.fail("computed again") if args[1] else None)
+    assert len(curves[0]) == 3 and curves[0] == pytest.approx(curves[1], rel=1e-5) and curves[1] == curves[2]
+    assert all(torch.allclose(ends[0][name], ends[1][name], atol=1e-4) for name in ends[0])
+    (folder,) = (d for d in (tmp_path / "cache").iterdir() if d.is_dir())
+    assert len((folder / "rows.txt").read_text().splitlines()) == 4
+
+
+@ONE_TOWER
+@pytest.mark.parametrize(
+    ("extra", "optim", "message"),
+    [
+        (FEATURES, "tower_rate = 1e-5", "beside optim.tower_rate"),
+        (FEATURES, "rotate_deg = 5.0", "beside optim.rotate_deg"),
+        ('features = { folder = "c", limit = "much" }', "", "features.limit: Expected a size"),
+        ('features = { path = "c" }', "", "features.folder"),
+    ],
+)
+def test_features_that_would_be_wrong_are_refused(
+    tmp_path: Path, checkpoint: Path, data: Path, extra: str, optim: str, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        run_stage("vqa", write_recipe(tmp_path, checkpoint, data, extra, optim))
+    assert not (tmp_path / "out").exists()
+
+
+@ONE_TOWER
+def test_a_stage_goes_on_without_broken_and_missing_images_where_the_recipe_says_so(tmp_path: Path, checkpoint: Path, data: Path) -> None:
+    (data / "0.png").unlink()
+    (data / "1.png").write_bytes(b"no image")
+    (tmp_path / "run").mkdir()
+    recipe = write_recipe(tmp_path / "run", checkpoint, data)
+    with pytest.raises(DatasetError, match=r"2 of 8 rows lack theirs"):
+        run_stage("align", recipe)
+    recipe.write_text(recipe.read_text().replace('name = "llava"', 'name = "llava"\nmax_missing = 0.25'))
+    with pytest.raises(DatasetError, match=r"at most 0.0% of 3 images to be unreadable, found 1"):
+        run_stage("align", recipe)
+    recipe.write_text("max_broken = 0.4\n" + recipe.read_text())
+    assert json.loads((run_stage("align", recipe) / "run.json").read_text())["steps"] == 3

@@ -88,8 +88,8 @@ def _sources(sets: list[str], splits: list[str], out: Output) -> list[SplitSourc
             sources.append(SplitSource(name, path, split))
         if len(errors) == len(splits):
             raise errors[0]
-        for error in errors:
-            out.warn(error.message)
+        for missing in errors:
+            out.warn(missing.message)
     return sources
 
 
@@ -97,9 +97,13 @@ def _check_labels(
     report: CheckReport, model: Any, template: str | None, max_tokens: int, bar: Any
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Lengths by split, and what is wrong with them."""
-    from edgemed.finetune import check_labels
+    from edgemed.finetune import require_extra
 
-    found = {s.source.title: check_labels(model, template, s.samples, max_tokens, bar) for s in report.splits}
+    require_extra()
+    from edgemed.finetune.labels import Labeller
+
+    labeller = Labeller(model, template)
+    found = {s.source.title: labeller.check(s.samples, max_tokens, bar) for s in report.splits}
     problems = [f"{title}: {problem}" for title, labels in found.items() for problem in labels.problems]
     return {title: labels.to_json() for title, labels in found.items()}, problems
 

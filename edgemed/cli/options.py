@@ -82,6 +82,13 @@ Context = Annotated[
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.", metavar="T", min=0.0)]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling, with a temperature above 0.", metavar="N")]
 
+LlmFolder = Annotated[Path, typer.Option("--llm", help="A bare language model as an HF checkpoint.", metavar="DIR")]
+TowerFolder = Annotated[Path, typer.Option("--tower", help="A CLIP or SigLIP vision tower as an HF checkpoint.", metavar="DIR")]
+NewOut = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.", metavar="DIR")]
+ImageToken = Annotated[
+    str, typer.Option("--image-token", help="Token that stands for an image; added to the tokenizer where it is not there.", metavar="TEXT")
+]
+FeatureLayer = Annotated[int, typer.Option("--feature-layer", help="Which of the tower's hidden states is used.", metavar="N")]
 Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]
 Device = Annotated[str, typer.Option("--device", help="cpu, gpu (or cuda), rtx3050, rtx3080 or jetson.", metavar="NAME")]
 LoadDevice = Annotated[
@@ -131,11 +138,12 @@ Fake = Annotated[bool, typer.Option("--fake", help="Answers that are made up, wi
 
 SourceSets = Annotated[list[str], typer.Argument(help="Data sets as NAME=PATH.", metavar="NAME=PATH...")]
 Splits = Annotated[
-    list[str] | None, typer.Option("--split", help="A part of each data set; can be given several times. train where left out.", metavar="NAME")
+    list[str] | None,
+    typer.Option("--split", help="A part of each data set; can be given several times. train where left out.", metavar="NAME"),
 ]
 TokenizerOf = Annotated[
     Path | None,
-    typer.Option("--model", help="The checkpoint to be trained: also check labels and lengths with its tokenizer (train extra).", metavar="DIR"),
+    typer.Option("--model", help="The checkpoint to train: also check labels and lengths with its tokenizer (train extra).", metavar="DIR"),
 ]
 MaxRowTokens = Annotated[int, typer.Option("--max-tokens", help="Longest row that the recipe allows.", metavar="N", min=16)]
 UrlList = Annotated[Path, typer.Argument(help="LLaVA-Med's list, llava_med_image_urls.jsonl.", metavar="LIST")]

@@ -78,14 +78,14 @@ def check_labels(tokenizer: Any, template: ConversationTemplate, turns: Sequence
 class Row:
     """What one sequence of a batch holds. `starts` are the positions at which packed questions begin; empty: one conversation.
 
-    `id` names the sample, or all that are packed, with commas.
+    `names` are the samples' ids, for messages.
     """
 
     ids: list[int]
     labels: list[int]
     image: Path | None
     starts: tuple[int, ...] = ()
-    id: str = ""
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class _Kept:
     labels: array[int]
     image: Path | None
     starts: tuple[int, ...]
-    id: str
+    names: tuple[str, ...]
     # Where the image's ids stand, and how many more there are than the one that is kept.
     fold: tuple[int, int]
 
@@ -108,14 +108,14 @@ class _Kept:
         cut = slice(at + 1, end)
         ids, labels = array("i", row.ids), array("i", row.labels)
         del ids[cut], labels[cut]
-        return cls(ids, labels, row.image, row.starts, row.id, (at, max(0, end - at - 1)))
+        return cls(ids, labels, row.image, row.starts, row.names, (at, max(0, end - at - 1)))
 
     def unfold(self) -> Row:
         """The row again."""
         at, more = self.fold
         ids, labels = self.ids.tolist(), self.labels.tolist()
         ids[at:at], labels[at:at] = ids[at : at + 1] * more, [IGNORE] * more
-        return Row(ids, labels, self.image, self.starts, self.id)
+        return Row(ids, labels, self.image, self.starts, self.names)
 
     def __len__(self) -> int:
         return len(self.ids) + self.fold[1]
@@ -140,14 +140,14 @@ def pack_rows(rows: Iterable[Row], limit: int, seed: int, image_id: int, max_tok
         draw.shuffle(group)
         while group:
             row = group.pop()
-            ids, labels, starts, names = list(row.ids), list(row.labels), [len(head)], [row.id]
+            ids, labels, starts, names = list(row.ids), list(row.labels), [len(head)], row.names
             while group and len(starts) < limit and len(ids) + len(group[-1].ids) - len(head) <= max_tokens:
                 more = group.pop()
                 starts.append(len(ids))
                 ids += more.ids[len(head) :]
                 labels += more.labels[len(head) :]
-                names.append(more.id)
-            alone.append(Row(ids, labels, row.image, tuple(starts), ",".join(names)))
+                names += more.names
+            alone.append(Row(ids, labels, row.image, tuple(starts), names))
     return alone
 
 
@@ -221,7 +221,7 @@ class Examples(Dataset[Item]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Item:
-        """The row; where its image cannot be read, the next row with one that can, its id behind the file that was broken."""
+        """The row; where its image cannot be read, the next row that has one, which then names the file."""
         names = []
         for step in range(len(self.rows)):
             row = self.rows[(index + step) % len(self.rows)].unfold()
@@ -240,7 +240,7 @@ class Broken(Row):
     files: tuple[str, ...]
 
     def __init__(self, row: Row, files: tuple[str, ...]) -> None:
-        super().__init__(row.ids, row.labels, row.image, row.starts, row.id)
+        super().__init__(row.ids, row.labels, row.image, row.starts, row.names)
         object.__setattr__(self, "files", files)
 
 
@@ -254,7 +254,7 @@ def _encode_row(
         raise DatasetError(
             f"Expected at most {max_tokens} tokens in {sample.id}, found {len(ids)}.", "Raise max_tokens or shorten the row."
         )
-    return Row(ids, labels, sample.image, (), sample.id)
+    return Row(ids, labels, sample.image, names=(sample.id,))
 
 
 class Collator:
@@ -263,7 +263,8 @@ class Collator:
     The mask is int64 [batch, tokens], 0 where padded; with packed rows bool [batch, 1, tokens, tokens], true where a token (third
     axis) sees another (fourth), and position_ids int64 [batch, tokens] go with it. Images that come as cached features are stacked
     in "features" [images, tokens, width], and "order" int64 tells which of features and then pixels is the batch's first, second …
-    (edgemed/finetune/features.py takes them apart again). With `names`, "ids" and "broken" list samples and unreadable files.
+    (edgemed/finetune/features.py takes them apart again). With `names`, "names" and "broken" hold each row's samples and the
+    unreadable files that it stands in for.
     """
 
     def __init__(self, pad_id: int, names: bool = False) -> None:
@@ -282,8 +283,8 @@ class Collator:
             batch |= _pack_masks([row for row, _ in rows], length)
         batch |= _stack_images([image for _, image in rows if image is not None])
         if self.names:
-            batch["ids"] = [row.id for row, _ in rows]
-            batch["broken"] = [name for row, _ in rows if isinstance(row, Broken) for name in row.files]
+            batch["names"] = [row.names for row, _ in rows]
+            batch["broken"] = [row.files if isinstance(row, Broken) else () for row, _ in rows]
         return batch
 
 

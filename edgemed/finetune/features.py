@@ -38,6 +38,7 @@ from edgemed.core.errors import RecipeError, ResourceError
 from edgemed.core.filelock import FileLock
 from edgemed.core.files import drop_cut_line, os_errors, whole_lines
 from edgemed.core.images import ImagePreparation
+from edgemed.finetune.augment import normalise_pixels
 
 Compute = Callable[[torch.Tensor], torch.Tensor]
 Progress = Callable[[str, int, int], None]
@@ -78,18 +79,12 @@ def tower_compute(model: Any, image: ImagePreparation, autocast: torch.dtype | N
         training = tower.training
         tower.eval()
         with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-            states = tower(normalise_pixels(pixels.to(device), image), output_hidden_states=True).hidden_states
+            states = tower(normalise_pixels(pixels.to(device), image, None), output_hidden_states=True).hidden_states
             feature = states[layer].cpu()
         tower.train(training)
         return feature
 
     return compute
-
-
-def normalise_pixels(pixels: torch.Tensor, image: ImagePreparation) -> torch.Tensor:
-    """uint8 [n, S, S, 3] → float32 [n, 3, S, S] on the same device, as edgemed/core/images.py does."""
-    mean, std = (torch.tensor(x, device=pixels.device).view(1, 3, 1, 1) for x in (image.mean, image.std))
-    return (pixels.permute(0, 3, 1, 2).float() / 255.0 - mean) / std
 
 
 class FeatureCache:
@@ -267,3 +262,17 @@ def tower_input(batch: dict[str, Any], normalise: Callable[[torch.Tensor], torch
     pixels, features, order = (batch.pop(name, None) for name in ("pixels", "features", "order"))
     shown = normalise(pixels) if pixels is not None else None
     return shown if features is None else (features, shown, order)
+
+
+def take_images(batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """ "pixels", "features" and "order" of the images `start` to `stop` of a collator's batch, as far as there are any."""
+    pixels, features, order = (batch.get(name) for name in ("pixels", "features", "order"))
+    if features is None or order is None:
+        return {"pixels": pixels[start:stop]} if pixels is not None and stop > start else {}
+    rows = order[start:stop]
+    cached, fresh = rows[rows < len(features)], rows[rows >= len(features)] - len(features)
+    if not len(cached):
+        return {"pixels": pixels[fresh]} if pixels is not None and len(fresh) else {}
+    place = torch.argsort(torch.argsort(rows))  # ranks: features come before pixels, both in the order of their images
+    out = {"features": features[cached], "order": place}
+    return out | ({"pixels": pixels[fresh]} if pixels is not None and len(fresh) else {})
