@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from PIL import Image
+
 from tests.checkpoints import IMAGE_PX, make_checkpoint
 
 QUESTIONS = (("Is it normal?", "yes"), ("Which organ?", "lung"), ("Where is the liver in this image?", "on the left"))

@@ -35,7 +35,7 @@ def free_port() -> int:
 
 def pair(spec: dict[str, Any]) -> list[dict[str, Any]]:
     """`spec` in two processes, as torchrun starts them."""
-    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "GLOO_SOCKET_IFNAME": "lo"}
+    env = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return [spec | {"env": {**env, "RANK": str(i), "LOCAL_RANK": str(i)}} for i in range(2)]
 
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "edgemed.core": (set(), {"pydantic", "numpy", "PIL", "tomli"}, set()),
     "edgemed.hub": ({"core"}, {"huggingface_hub"}, set()),
-    "edgemed.data": ({"core"}, {"numpy", "PIL"}, {"datasets"}),
+    "edgemed.data": ({"core"}, {"numpy", "PIL"}, {"datasets", "huggingface_hub"}),
     "edgemed.finetune": (
         {"core", "data", "report"},
         {"pydantic", "numpy", "PIL", "tomli", "torch", "transformers", "accelerate", "peft", "safetensors"},

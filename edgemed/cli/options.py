@@ -138,3 +138,28 @@ Watch = Annotated[Path | None, typer.Option("--watch", help="Offer new image fil
 Language = Annotated[str, typer.Option("--language", help="en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")]
 Look = Annotated[str, typer.Option("--theme", help="dark, light or contrast; the user's setting where left out.", metavar="NAME")]
 Fake = Annotated[bool, typer.Option("--fake", help="Answers that are made up, without a model.", hidden=True)]
+
+SourceSets = Annotated[list[str], typer.Argument(help="Data sets as NAME=PATH.", metavar="NAME=PATH...")]
+Splits = Annotated[
+    list[str] | None,
+    typer.Option("--split", help="A part of each data set; can be given several times. train where left out.", metavar="NAME"),
+]
+TokenizerOf = Annotated[
+    Path | None,
+    typer.Option("--model", help="The checkpoint to train: also check labels and lengths with its tokenizer (train extra).", metavar="DIR"),
+]
+MaxRowTokens = Annotated[int, typer.Option("--max-tokens", help="Longest row that the recipe allows.", metavar="N", min=16)]
+UrlList = Annotated[Path, typer.Argument(help="LLaVA-Med's list, llava_med_image_urls.jsonl.", metavar="LIST")]
+FiguresOut = Annotated[Path, typer.Option("--out", help="Folder for the figures.", metavar="DIR")]
+FiguresFor = Annotated[
+    Path | None, typer.Option("--for", help="Only the figures that this LLaVA file names, as llava_med_instruct_10k.json.", metavar="FILE")
+]
+FiguresLimit = Annotated[int | None, typer.Option("--limit", help="Only the first N figures.", metavar="N", min=1)]
+Jobs = Annotated[int, typer.Option("--jobs", help="Archives at once.", metavar="N", min=1, max=64)]
+Mirror = Annotated[
+    str | None, typer.Option("--mirror", help="What stands for everything before oa_package/ in the list's addresses.", metavar="URL")
+]
+RetryGone = Annotated[bool, typer.Option("--retry-gone", help="Ask again for what was gone or unusable.")]
+HubSet = Annotated[str, typer.Argument(help="A data set of the hub, as flaviagiammarino/vqa-rad.", metavar="REPO")]
+Revision = Annotated[str, typer.Option("--revision", help="Its branch, tag or commit.", metavar="NAME")]
+HubSetOut = Annotated[Path, typer.Option("--out", help="Folder to write; it must not be there yet.", metavar="DIR")]

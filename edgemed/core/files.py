@@ -120,3 +120,20 @@ def save_bytes(target: Path, data: bytes, mode: int = 0o644) -> None:
 def save_text(target: Path, text: str) -> None:
     """Write UTF-8 text to `target`, whole or not at all."""
     save_bytes(target, text.encode())
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that is only ever appended to. A last one without its line feed was cut by a kill, and left out."""
+    if not path.is_file():
+        return []
+    with os_errors(path):
+        text = path.read_bytes().decode(errors="replace")
+    return text[: text.rfind("\n") + 1].split("\n")[:-1]
+
+
+def drop_cut_line(path: Path) -> None:
+    """Remove what a killed run left behind the last whole line, before more is appended."""
+    if path.is_file():
+        with os_errors(path):
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)

@@ -85,7 +85,7 @@ def to_saved_type(model: Any, recipe: Recipe) -> Any:
 
 def source_type(recipe: Recipe) -> torch.dtype:
     """The widest type among the weights that training began with (the language model's, where parts are joined)."""
-    folder = recipe.model or (recipe.join and recipe.join.llm)
+    folder = recipe.join.llm if recipe.join else recipe.model
     assert folder is not None  # load_recipe saw to it
     return widest_type(folder)
 

@@ -20,10 +20,11 @@ from pydantic import Field, ValidationError
 
 from edgemed.core.contract import CONTRACT_NAME, load_contract
 from edgemed.core.conversation import TEMPLATES, find_template
-from edgemed.core.errors import RecipeError
+from edgemed.core.errors import InputError, RecipeError
 from edgemed.core.files import os_errors
 from edgemed.core.images import ImagePreparation
 from edgemed.core.model import Frozen
+from edgemed.core.units import parse_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,6 +42,8 @@ class DataRecipe(Frozen):
     name: str
     path: Path
     split: str = "train"
+    # Share of rows that may lack their image (figures vanish from PMC); they are left out.
+    max_missing: float = Field(default=0.0, ge=0, le=1)
     repeat: int = Field(default=1, ge=1)
 
 
@@ -54,6 +57,13 @@ class JoinRecipe(Frozen):
     activation: Literal["gelu", "gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     # libmtmd computes the tanh GELU only; a tower trained with another one is set to this before training.
     tower_activation: str | None = None
+
+
+class FeatureRecipe(Frozen):
+    """A frozen tower's features, computed once an image and kept in `folder`, all towers' together in at most `limit`."""
+
+    folder: Path
+    limit: str = "50GB"
 
 
 class LoraRecipe(Frozen):
@@ -96,7 +106,8 @@ class OptimRecipe(Frozen):
     group_by_length: bool = False
     # A checkpoint to go on from every so many steps; 0: none. About twenty in all where left out.
     save_steps: int | None = Field(default=None, ge=0)
-    workers: int = Field(default=0, ge=0)
+    # Processes that load images; left out: none where all are in memory or cached as features, else one a core but one.
+    workers: int | None = Field(default=None, ge=0)
     # Random rotation (degrees), scale and shift of the prepared image; no mirroring, since left and right are asked about.
     rotate_deg: float = Field(default=0.0, ge=0)
     scale: float = Field(default=0.0, ge=0, lt=1)
@@ -115,6 +126,9 @@ class Recipe(Frozen):
     data: tuple[DataRecipe, ...] = Field(min_length=1)
     optim: OptimRecipe = OptimRecipe()
     lora: LoraRecipe | None = None
+    features: FeatureRecipe | None = None
+    # Share of images that may be unreadable; rows that need them are left out, or another row takes their place.
+    max_broken: float = Field(default=0.0, ge=0, le=1)
     # Up to so many questions about one image share a sequence and the image in it; none sees another, so that the loss stays the same.
     pack: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=2048, ge=16)
@@ -189,6 +203,20 @@ def _problems(recipe: Recipe) -> list[str]:
         out += ["[join], which QLoRA cannot start from: run edgemed finetune new first"] if recipe.join else []
         out += ["optim.sharding beside QLoRA"] if recipe.optim.sharding else []
         out += ["lora.rounding beside QLoRA"] if lora.rounding else []
+    return out + (_feature_problems(recipe, recipe.features) if recipe.features else [])
+
+
+def _feature_problems(recipe: Recipe, features: FeatureRecipe) -> list[str]:
+    """Why features that are computed once would not be those of each step."""
+    optim, out = recipe.optim, []
+    if recipe.stage != "align" and optim.tower_rate:
+        out.append("[features] beside optim.tower_rate, though a tower that learns has other features at each step")
+    if optim.rotate_deg or optim.scale or optim.shift:
+        out.append("[features] beside optim.rotate_deg, scale or shift, though a moved image has other features")
+    try:
+        parse_bytes(features.limit)
+    except InputError as error:
+        out.append(f"features.limit: {error.message}")
     return out
 
 
@@ -196,4 +224,6 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     join = recipe.join and recipe.join.model_copy(update={"llm": folder / recipe.join.llm, "tower": folder / recipe.join.tower})
     data = tuple(d.model_copy(update={"path": folder / d.path}) for d in recipe.data)
     model = recipe.model and folder / recipe.model
-    return recipe.model_copy(update={"output": folder / recipe.output, "model": model, "join": join, "data": data})
+    features = recipe.features and recipe.features.model_copy(update={"folder": folder / recipe.features.folder})
+    paths = {"output": folder / recipe.output, "model": model, "join": join, "data": data, "features": features}
+    return recipe.model_copy(update=paths)

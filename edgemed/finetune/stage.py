@@ -7,14 +7,9 @@ The output folder holds an HF `LlavaForConditionalGeneration` checkpoint (adapte
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +19,36 @@ from transformers import TrainerCallback, TrainingArguments
 
 from edgemed.core.contract import count_image_tokens
 from edgemed.core.conversation import find_template
-from edgemed.core.errors import DatasetError, RecipeError, ResourceError
-from edgemed.core.files import os_errors, sha256_file
-from edgemed.data import Sample, hash_samples, load_samples
+from edgemed.core.errors import RecipeError, ResourceError
+from edgemed.core.units import parse_bytes
+from edgemed.data import load_samples
 from edgemed.finetune.callbacks import Deadline, Reporter, RoundingCallback, Stop
-from edgemed.finetune.examples import Collator, Examples
+from edgemed.finetune.describe import Sets, describe_result, describe_run
+from edgemed.finetune.examples import PRELOAD_BYTES, Collator, Examples
 from edgemed.finetune.export import save_checkpoint
+from edgemed.finetune.features import FeatureCache, accept_features, tower_compute, tower_of
 from edgemed.finetune.interrupted import StageInterrupted
 from edgemed.finetune.model import load_model, rates
 from edgemed.finetune.progress import Report
-from edgemed.finetune.recipe import Recipe
+from edgemed.finetune.recipe import FeatureRecipe, Recipe
 from edgemed.finetune.sampling import StepSampler
 from edgemed.finetune.trainer import StageTrainer
 from edgemed.finetune.workspace import Workspace
 
 # About so many checkpoints to resume from, and points of the loss curve, a run.
 SAVES, POINTS = 20, 100
-HEAD_BYTES = 4096
-# What may differ when a run goes on: where things lie, and what leaves the result alone.
-_FREE_KEYS = {"recipe": ("output", "model"), "join": ("llm", "tower"), "optim": ("workers", "save_steps"), "data": ("path",)}
-
-Sets = Sequence[tuple[str, int, list[Sample]]]
+Save = Callable[[Recipe, Any, Any, dict[str, Any]], None]
 
 
-def train(recipe: Recipe, text: str | None = None, report: Report | None = None) -> Path:
-    """Run the stage; returns the output folder. `text`: the recipe's file, kept beside the result.
+def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkpoint) -> Path:
+    """Run the stage; returns the output folder. `save` writes it, from recipe, model, tokenizer and the content of run.json.
 
     Goes on from the folder's newest checkpoint, if there is one of this recipe and data. Raises DatasetError, CheckpointError,
     RecipeError, ResourceError; StageInterrupted after Ctrl-C, when a checkpoint was saved.
     """
     recipe = _settle(recipe)
     main = int(os.environ.get("RANK", "0")) == 0
-    per_set = [(d.name, d.repeat, load_samples(d.name, d.path, d.split)) for d in recipe.data]
+    per_set = [(d.name, d.repeat, load_samples(d.name, d.path, d.split, d.max_missing)) for d in recipe.data]
     fingerprint = describe_run(recipe, per_set)
     with Workspace(recipe.output, main) as work:
         if work.check(fingerprint):
@@ -74,7 +67,7 @@ def train(recipe: Recipe, text: str | None = None, report: Report | None = None)
         model = _gathered(trainer, recipe, model)
         if main:
             run = describe_result(recipe, per_set, fingerprint, trainer, result)
-            save_checkpoint(recipe, model, tokenizer, run, **({"text": text} if text is not None else {}))
+            save(recipe, model, tokenizer, run)
             work.clear()
         trainer.accelerator.wait_for_everyone()
     return recipe.output
@@ -95,43 +88,6 @@ def _settle(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"optim": optim})
 
 
-def describe_run(recipe: Recipe, sets: Sets) -> dict[str, Any]:
-    """What a run is: its recipe without paths, and hashes of its data and of the weights it begins with."""
-    data = recipe.model_dump(mode="json")
-    tables = [("recipe", data), ("optim", data["optim"]), *(("data", d) for d in data["data"])]
-    if data["join"]:
-        tables.append(("join", data["join"]))
-    for name, table in tables:
-        for key in _FREE_KEYS[name]:
-            table.pop(key)
-    data["data"] = {str(i): d for i, d in enumerate(data["data"])}
-    folders = [recipe.model] if recipe.model else [recipe.join.llm, recipe.join.tower] if recipe.join else []
-    return {"recipe": data, "data": _describe_data(sets), "source": {str(i): _hash_weights(f) for i, f in enumerate(folders)}}
-
-
-def _describe_data(sets: Sets) -> dict[str, Any]:
-    return {str(i): {"sha256": hash_samples(samples), "images": _hash_heads(samples)} for i, (_, _, samples) in enumerate(sets)}
-
-
-def _hash_heads(samples: Sequence[Sample]) -> str:
-    """Hex SHA-256 over the size and the first bytes of every image: other images are seen without reading hundreds of gigabytes."""
-
-    def head(path: Path) -> bytes:
-        with os_errors(path), path.open("rb") as file:
-            return file.read(HEAD_BYTES) + os.fstat(file.fileno()).st_size.to_bytes(8, "little")
-
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for piece in pool.map(head, dict.fromkeys(s.image for s in samples if s.image)):
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _hash_weights(folder: Path) -> dict[str, str]:
-    files = [p for pattern in ("config.json", "*.safetensors", "*.bin") for p in sorted(folder.glob(pattern))]
-    return {p.name: sha256_file(p) for p in files}
-
-
 def build_examples(recipe: Recipe, sets: Sets, model: Any, tokenizer: Any) -> Examples:
     """The rows of all sets. Raises DatasetError, RecipeError."""
     template = find_template(recipe.template)
@@ -142,13 +98,27 @@ def build_examples(recipe: Recipe, sets: Sets, model: Any, tokenizer: Any) -> Ex
     config = (model.get_base_model() if recipe.lora else model).config
     tower = config.vision_config
     tokens = count_image_tokens(tower.image_size, tower.patch_size, tower.model_type, config.vision_feature_select_strategy)
-    limits = recipe.max_tokens, recipe.capitalise, recipe.pack, recipe.seed
+    limits = recipe.max_tokens, recipe.capitalise, recipe.pack, recipe.seed, 0 if recipe.features else PRELOAD_BYTES, recipe.max_broken
     examples = Examples(
         [(samples, repeat) for _, repeat, samples in sets], tokenizer, template, recipe.image, config.image_token_id, tokens, *limits
     )
-    if not len(examples):
-        raise DatasetError("Expected rows to train on, found none.", "Check [[data]] in the recipe.")
+    if recipe.features:
+        cache_features(recipe, recipe.features, model, examples)
     return examples
+
+
+def cache_features(recipe: Recipe, features: FeatureRecipe, model: Any, examples: Examples) -> None:
+    """Compute the frozen tower's features where they are not cached, and let rows and model work with them.
+
+    Under torchrun the first process to come fills the cache; the others wait and find it filled.
+    """
+    base = model.get_base_model() if recipe.lora else model
+    if torch.cuda.is_available():
+        tower_of(model).to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
+    autocast = torch.bfloat16 if recipe.optim.bf16 is True else None
+    cache = FeatureCache.open(features.folder, base, recipe.image, parse_bytes(features.limit), autocast)
+    examples.use_features(cache, tower_compute(base, recipe.image, autocast))
+    accept_features(base)
 
 
 def divide_batch(recipe: Recipe, processes: int) -> tuple[int, int]:
@@ -171,8 +141,9 @@ def _trainer(
     rows = optim.batch_size * optim.accumulation
     steps = optim.max_steps if optim.max_steps > 0 else math.ceil(len(examples) / rows * optim.epochs)
     every = RoundingCallback.REFRESH if recipe.lora and recipe.lora.rounding else 1
-    arguments = _arguments(recipe, steps, every, work, text_rows=any(row.image is None for row in examples.rows))
-    sampler = StepSampler([len(row.ids) for row in examples.rows], rows, steps, recipe.seed, optim.group_by_length)
+    workers = examples.workers if optim.workers is None else optim.workers
+    arguments = _arguments(recipe, steps, every, work, workers, text_rows=any(row.image is None for row in examples.rows))
+    sampler = StepSampler(examples.lengths, rows, steps, recipe.seed, optim.group_by_length)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     image_id = (model.get_base_model() if recipe.lora else model).config.image_token_id
     stop = Stop(every)
@@ -189,7 +160,7 @@ def _trainer(
     return trainer, stop
 
 
-def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, text_rows: bool) -> TrainingArguments:
+def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, workers: int, text_rows: bool) -> TrainingArguments:
     optim = recipe.optim
     gpu = torch.cuda.is_available()
     at_once, accumulation = divide_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
@@ -213,7 +184,7 @@ def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, text_row
         logging_nan_inf_filter=False,
         report_to=[],
         remove_unused_columns=False,
-        dataloader_num_workers=optim.workers,
+        dataloader_num_workers=workers,
         dataloader_pin_memory=gpu,
         seed=recipe.seed,
         disable_tqdm=True,
@@ -263,35 +234,3 @@ def _gathered(trainer: StageTrainer, recipe: Recipe, model: Any) -> Any:
             if parameter.requires_grad:
                 parameter.copy_(state[name])
     return fresh
-
-
-def describe_result(recipe: Recipe, sets: Sets, fingerprint: dict[str, Any], trainer: StageTrainer, result: Any) -> dict[str, Any]:
-    """run.json: everything that made this checkpoint."""
-    history = [e for e in trainer.state.log_history if "loss" in e]
-    keys = ("step", "loss", "learning_rate", "grad_norm")
-    libraries = ("transformers", "accelerate", "peft", "numpy", "pillow")
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "data": {
-            name: {"rows": len(samples), "split": d.split, "sha256": hash_samples(samples)}
-            for d, (name, _, samples) in zip(recipe.data, sets, strict=True)
-        },
-        "fingerprint": fingerprint,
-        "steps": result.global_step,
-        "steps_per_s": result.metrics["train_steps_per_second"],
-        "processes": trainer.accelerator.num_processes,
-        "pieces": trainer.pieces,
-        "loss": [{k: e[k] for k in keys if k in e} for e in history],
-        "versions": {"torch": torch.__version__, "python": sys.version.split()[0], **{name: version(name) for name in libraries}},
-        "edgemed": {"version": version("edgemed"), "revision": _revision()},
-    }
-
-
-def _revision() -> str | None:
-    """The git commit of this code, where it is a checkout."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None

@@ -23,6 +23,7 @@ from edgemed.core.files import save_text
 from edgemed.finetune.augment import normalise_pixels
 from edgemed.finetune.callbacks import Clock
 from edgemed.finetune.examples import IGNORE
+from edgemed.finetune.features import take_images, tower_input
 from edgemed.finetune.model import PARTS, part_of, rates
 from edgemed.finetune.recipe import Recipe
 from edgemed.finetune.sampling import StepSampler
@@ -33,8 +34,9 @@ CLOCK_NAME = "clock.json"
 PIECES_NAME = "pieces.json"
 # Weight, and the two moments of AdamW, in float32.
 BYTES_PER_TRAINED = 12
-# Tensors of a batch that have a row an image, not a row a conversation.
-PER_IMAGE = ("pixels", "features")
+# Of a batch: what has a row an image, not a row a conversation; and what the model is not fed.
+PER_IMAGE = ("pixels", "features", "order")
+NAMES = ("names", "broken")
 Batch = dict[str, Any]
 
 
@@ -90,14 +92,14 @@ class StageTrainer(Trainer):
 
     # ---- one step
 
-    def compute_loss(
-        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None
-    ) -> Any:
+    def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None) -> Any:
         """Cross entropy of the answers; logits are made from the first answer's position on only."""
-        inputs = {k: v for k, v in inputs.items() if k != "names"}
-        pixels, labels = inputs.pop("pixels", None), inputs.pop("labels")
-        if pixels is not None:
-            inputs["pixel_values"] = normalise_pixels(pixels, self.recipe.image, self.recipe.optim if model.training else None)
+        self._count_broken(inputs)
+        inputs = {k: v for k, v in inputs.items() if k not in NAMES}
+        moved = self.recipe.optim if model.training else None
+        labels, shown = inputs.pop("labels"), tower_input(inputs, lambda pixels: normalise_pixels(pixels, self.recipe.image, moved))
+        if shown is not None:
+            inputs["pixel_values"] = shown
         first = max(1, int((labels != IGNORE).any(0).int().argmax()))
         keep = torch.arange(first - 1, labels.shape[1] - 1, device=labels.device)
         outputs = model(**inputs, logits_to_keep=keep)
@@ -106,6 +108,11 @@ class StageTrainer(Trainer):
         # Gradients are averaged over the processes; the tokens were counted over all of them.
         count = (wanted != IGNORE).sum() if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes
         return (total / count, outputs) if return_outputs else total / count
+
+    def _count_broken(self, batch: Batch) -> None:
+        files = [name for row in batch.get("broken", []) for name in row]
+        if files:
+            self.train_dataset.broken.add(files)
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
         """One micro-batch, in as many pieces as memory asks for. Raises ResourceError where not even one row fits."""
@@ -213,7 +220,9 @@ class StageTrainer(Trainer):
         try:
             state = load_file(folder / WEIGHTS_NAME)
         except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"Expected weights in {folder / WEIGHTS_NAME}, found none ({error}).", "Remove this checkpoint.") from error
+            raise CheckpointError(
+                f"Expected weights in {folder / WEIGHTS_NAME}, found none ({error}).", "Remove this checkpoint."
+            ) from error
         learning = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if state.keys() != learning.keys():
             name = min(state.keys() ^ learning.keys())
@@ -233,8 +242,8 @@ def split(batch: Batch, pieces: int, image_id: int) -> Iterator[Batch]:
     images = [0, *(ids == image_id).any(1).long().cumsum(0).tolist()]
     bounds = sorted({rows * i // min(pieces, rows) for i in range(min(pieces, rows) + 1)})
     for start, stop in zip(bounds, bounds[1:], strict=False):
-        piece = {k: v[images[start] : images[stop]] if k in PER_IMAGE else v[start:stop] for k, v in batch.items()}
-        yield {k: v for k, v in piece.items() if k not in PER_IMAGE or len(v)}
+        piece = {k: v[start:stop] for k, v in batch.items() if k not in PER_IMAGE}
+        yield piece | take_images(batch, images[start], images[stop])
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
