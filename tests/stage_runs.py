@@ -3,7 +3,8 @@
     python tests/stage_runs.py PLAN.json RESULTS.json
 
 PLAN is a list of steps, a step a list of runs that go at the same time: {"stage", "config", "env", "kill_step", "kill_save",
-"interrupt_step", "memory_rows"}. RESULTS are the exit codes, −9 where a run was killed. Not a test.
+"interrupt_step", "memory_rows", "hold", "wait"}. A run that holds stays in its first step until one that waits for that step has
+ended. RESULTS are the exit codes, −9 where a run was killed. Not a test.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -32,9 +34,15 @@ def run(spec: dict[str, Any]) -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     patch(spec)
+    begun, ended = (Path(spec["config"]).with_suffix(suffix) for suffix in (".begun", ".ended"))
+    if spec.get("wait"):
+        wait_for(begun)
 
     def report(progress: Any) -> None:
-        if progress.step == spec.get("kill_step"):
+        if spec.get("hold") and progress.step == 1:
+            begun.touch()
+            wait_for(ended)
+        if progress.step == spec.get("kill_step") and not spec.get("kill_all"):
             os.kill(os.getpid(), signal.SIGKILL)
         if progress.step == spec.get("interrupt_step"):
             os.kill(os.getpid(), signal.SIGINT)
@@ -46,11 +54,28 @@ def run(spec: dict[str, Any]) -> int:
     except EdgemedError as error:
         print(f"{type(error).__name__}: {error.message}", file=sys.stderr)
         return REFUSED
+    finally:
+        if spec.get("wait"):
+            ended.touch()
     return 0
+
+
+def wait_for(path: Path) -> None:
+    while not path.exists():
+        time.sleep(0.05)
 
 
 def patch(spec: dict[str, Any]) -> None:
     """Make this process die while it saves (before or after the files are complete), or run out of memory."""
+    if spec.get("kill_all"):  # the first process alone reports; here each dies by itself
+        clip, step = trainer.StageTrainer._clip_grad_norm, spec["kill_step"]
+
+        def dying_step(self: Any, model: Any) -> Any:
+            if self.state.global_step == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return clip(self, model)
+
+        trainer.StageTrainer._clip_grad_norm = dying_step  # type: ignore[method-assign]
     if "kill_save" in spec:
         commit, when = Workspace.commit, spec["kill_save"]
 

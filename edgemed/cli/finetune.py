@@ -40,8 +40,16 @@ def new(
     from edgemed.finetune.joining import new_model
 
     sink = Output(json=json, quiet=quiet)
-    choices = {"template": template, "image_token": image_token, "feature_layer": feature_layer, "seed": seed}
-    folder = new_model(llm, tower, out, image_mode=image_mode or "pad", **choices)
+    folder = new_model(
+        llm,
+        tower,
+        out,
+        template=template,
+        image_mode=image_mode or "pad",
+        image_token=image_token,
+        feature_layer=feature_layer,
+        seed=seed,
+    )
     sink.text(str(folder))
     sink.note(f'Train its projector with: edgemed finetune align --config run.toml, where model = "{folder}"')
     sink.result({"checkpoint": folder})

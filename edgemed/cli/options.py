@@ -39,6 +39,9 @@ Quant = Annotated[
     str | None, typer.Option("--quant", help="GGUF type of the language model instead of --bits, as Q4_K_M, Q8_0 or F16.", metavar="TYPE")
 ]
 VisionQuant = Annotated[str | None, typer.Option("--vision-quant", help="GGUF type of the vision tower instead of --bits.", metavar="TYPE")]
+To = Annotated[
+    str, typer.Option("--to", help="gguf, or hf: transformers' LlavaForConditionalGeneration, where fine-tuning starts.", metavar="FORMAT")
+]
 Calibrate = Annotated[
     str | None,
     typer.Option(

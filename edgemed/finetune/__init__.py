@@ -8,6 +8,7 @@ Needs the `train` extra. Knows nothing about GGUF: `edgemed convert` reads what 
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from pathlib import Path
 
 from edgemed.core.errors import MissingExtraError
@@ -33,7 +34,9 @@ def run_stage(stage: str, config: Path, report: Report | None = None) -> Path:
     Raises RecipeError, DatasetError, CheckpointError, ResourceError, MissingExtraError, StageInterrupted.
     """
     require_extra()
+    from edgemed.finetune.export import save_checkpoint
     from edgemed.finetune.recipe import load_recipe
     from edgemed.finetune.stage import train
 
-    return train(load_recipe(stage, config), config.read_text(encoding="utf-8"), report)
+    recipe = load_recipe(stage, config)
+    return train(recipe, report, partial(save_checkpoint, text=config.read_text(encoding="utf-8")))

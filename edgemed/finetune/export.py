@@ -15,11 +15,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from edgemed.core.contract import Contract, save_contract
+from edgemed.core.contract import Contract, save_contract, save_processor
 from edgemed.core.conversation import find_template
 from edgemed.core.errors import RecipeError
 from edgemed.core.files import save_text
-from edgemed.core.images import ImagePreparation
 from edgemed.finetune.model import load_full, merged
 from edgemed.finetune.recipe import Recipe
 from edgemed.finetune.workspace import RUN_NAME, writing
@@ -86,7 +85,7 @@ def to_saved_type(model: Any, recipe: Recipe) -> Any:
 
 def source_type(recipe: Recipe) -> torch.dtype:
     """The widest type among the weights that training began with (the language model's, where parts are joined)."""
-    folder = recipe.model or (recipe.join and recipe.join.llm)
+    folder = recipe.join.llm if recipe.join else recipe.model
     assert folder is not None  # load_recipe saw to it
     return widest_type(folder)
 
@@ -104,20 +103,3 @@ def save_preparation(out: Path, recipe: Recipe) -> None:
     """preprocessor_config.json for HF, and edgemed.json: image preparation and template exactly as trained."""
     save_processor(out, recipe.image)
     save_contract(out, Contract(image=recipe.image, template=find_template(recipe.template)))
-
-
-def save_processor(out: Path, image: ImagePreparation) -> None:
-    """preprocessor_config.json, as near as HF's own processors come to it (they know no padding to a square)."""
-    processor = {
-        "image_processor_type": "SiglipImageProcessor",
-        "do_resize": True,
-        "size": {"height": image.size_px, "width": image.size_px},
-        "resample": 3,
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": list(image.mean),
-        "image_std": list(image.std),
-        "do_convert_rgb": True,
-    }
-    save_text(out / "preprocessor_config.json", json.dumps(processor, indent=1))

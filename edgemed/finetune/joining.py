@@ -16,12 +16,12 @@ import transformers
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoTokenizer
 
-from edgemed.core.contract import Contract, save_contract
+from edgemed.core.contract import Contract, save_contract, save_processor
 from edgemed.core.conversation import IMAGE_MARKER, find_template
 from edgemed.core.errors import CheckpointError, InputError
 from edgemed.core.files import atomic_folder, os_errors
 from edgemed.core.images import ImagePreparation
-from edgemed.finetune.export import save_processor, widest_type
+from edgemed.finetune.export import widest_type
 from edgemed.finetune.model import join
 from edgemed.finetune.recipe import JoinRecipe
 

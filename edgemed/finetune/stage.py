@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-import subprocess
-import sys
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +20,10 @@ from transformers import TrainerCallback, TrainingArguments
 from edgemed.core.contract import count_image_tokens
 from edgemed.core.conversation import find_template
 from edgemed.core.errors import RecipeError, ResourceError
-from edgemed.core.files import sha256_file
 from edgemed.core.units import parse_bytes
-from edgemed.data import Sample, hash_samples, load_samples
+from edgemed.data import load_samples
 from edgemed.finetune.callbacks import Deadline, Reporter, RoundingCallback, Stop
+from edgemed.finetune.describe import Sets, describe_result, describe_run
 from edgemed.finetune.examples import PRELOAD_BYTES, Collator, Examples
 from edgemed.finetune.export import save_checkpoint
 from edgemed.finetune.features import FeatureCache, accept_features, tower_compute, tower_of
@@ -40,14 +37,11 @@ from edgemed.finetune.workspace import Workspace
 
 # About so many checkpoints to resume from, and points of the loss curve, a run.
 SAVES, POINTS = 20, 100
-# What may differ when a run goes on: where things lie, and what leaves the result alone.
-_FREE_KEYS = {"recipe": ("output", "model", "features"), "join": ("llm", "tower"), "optim": ("workers", "save_steps"), "data": ("path",)}
-
-Sets = Sequence[tuple[str, int, list[Sample]]]
+Save = Callable[[Recipe, Any, Any, dict[str, Any]], None]
 
 
-def train(recipe: Recipe, text: str | None = None, report: Report | None = None) -> Path:
-    """Run the stage; returns the output folder. `text`: the recipe's file, kept beside the result.
+def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkpoint) -> Path:
+    """Run the stage; returns the output folder. `save` writes it, from recipe, model, tokenizer and the content of run.json.
 
     Goes on from the folder's newest checkpoint, if there is one of this recipe and data. Raises DatasetError, CheckpointError,
     RecipeError, ResourceError; StageInterrupted after Ctrl-C, when a checkpoint was saved.
@@ -58,6 +52,7 @@ def train(recipe: Recipe, text: str | None = None, report: Report | None = None)
     fingerprint = describe_run(recipe, per_set)
     with Workspace(recipe.output, main) as work:
         if work.check(fingerprint):
+            work.clear()
             return recipe.output
         transformers.set_seed(recipe.seed)
         model, tokenizer = load_model(recipe)
@@ -72,7 +67,7 @@ def train(recipe: Recipe, text: str | None = None, report: Report | None = None)
         model = _gathered(trainer, recipe, model)
         if main:
             run = describe_result(recipe, per_set, fingerprint, trainer, result)
-            save_checkpoint(recipe, model, tokenizer, run, **({"text": text} if text is not None else {}))
+            save(recipe, model, tokenizer, run)
             work.clear()
         trainer.accelerator.wait_for_everyone()
     return recipe.output
@@ -91,33 +86,6 @@ def _settle(recipe: Recipe) -> Recipe:
         return recipe
     optim = recipe.optim.model_copy(update={"bf16": gpu and torch.cuda.is_bf16_supported()})
     return recipe.model_copy(update={"optim": optim})
-
-
-def describe_run(recipe: Recipe, sets: Sets) -> dict[str, Any]:
-    """What a run is: its recipe without paths, and hashes of its data and of the weights it begins with."""
-    data = recipe.model_dump(mode="json")
-    tables = [("recipe", data), ("optim", data["optim"]), *(("data", d) for d in data["data"])]
-    if data["join"]:
-        tables.append(("join", data["join"]))
-    for name, table in tables:
-        for key in _FREE_KEYS[name]:
-            table.pop(key)
-    data["data"] = {str(i): d for i, d in enumerate(data["data"])}
-    folders = [recipe.model] if recipe.model else [recipe.join.llm, recipe.join.tower] if recipe.join else []
-    return {"recipe": data, "data": _describe_data(sets), "source": {str(i): _hash_weights(f) for i, f in enumerate(folders)}}
-
-
-def _describe_data(sets: Sets) -> dict[str, Any]:
-    out = {}
-    for i, (_, _, samples) in enumerate(sets):
-        images = {s.image for s in samples if s.image}
-        out[str(i)] = {"sha256": hash_samples(samples), "image_bytes": sum(path.stat().st_size for path in images)}
-    return out
-
-
-def _hash_weights(folder: Path) -> dict[str, str]:
-    files = [p for pattern in ("config.json", "*.safetensors", "*.bin") for p in sorted(folder.glob(pattern))]
-    return {p.name: sha256_file(p) for p in files}
 
 
 def build_examples(recipe: Recipe, sets: Sets, model: Any, tokenizer: Any) -> Examples:
@@ -266,35 +234,3 @@ def _gathered(trainer: StageTrainer, recipe: Recipe, model: Any) -> Any:
             if parameter.requires_grad:
                 parameter.copy_(state[name])
     return fresh
-
-
-def describe_result(recipe: Recipe, sets: Sets, fingerprint: dict[str, Any], trainer: StageTrainer, result: Any) -> dict[str, Any]:
-    """run.json: everything that made this checkpoint."""
-    history = [e for e in trainer.state.log_history if "loss" in e]
-    keys = ("step", "loss", "learning_rate", "grad_norm")
-    libraries = ("transformers", "accelerate", "peft", "numpy", "pillow")
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "data": {
-            name: {"rows": len(samples), "split": d.split, "sha256": hash_samples(samples)}
-            for d, (name, _, samples) in zip(recipe.data, sets, strict=True)
-        },
-        "fingerprint": fingerprint,
-        "steps": result.global_step,
-        "steps_per_s": result.metrics["train_steps_per_second"],
-        "processes": trainer.accelerator.num_processes,
-        "pieces": trainer.pieces,
-        "loss": [{k: e[k] for k in keys if k in e} for e in history],
-        "versions": {"torch": torch.__version__, "python": sys.version.split()[0], **{name: version(name) for name in libraries}},
-        "edgemed": {"version": version("edgemed"), "revision": _revision()},
-    }
-
-
-def _revision() -> str | None:
-    """The git commit of this code, where it is a checkout."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None

@@ -87,7 +87,8 @@ class Workspace:
 
     def clear(self) -> None:
         """Remove the checkpoints of a run that has ended."""
-        shutil.rmtree(self.trainer, ignore_errors=True)
+        if self.main:
+            shutil.rmtree(self.trainer, ignore_errors=True)
 
     def discard(self) -> None:
         """Remove what is staged."""
