@@ -119,6 +119,7 @@ def _read_pathvqa(folder: Path, split: str, problems: Problems) -> list[Sample]:
 def _read_csv(path: Path, split: str, problems: Problems) -> list[Sample]:
     file = path if path.is_file() else find_file(path, split, (".csv", ".tsv"))
     images, rows = ImageFolder(file.parent), read_table(file)
+    asked = bool(rows) and "question" in rows[0]
     if rows and not ({"image", "question", "answer"} <= rows[0].keys() or {"image", "caption"} <= rows[0].keys()):
         raise DatasetError(
             f"Expected the columns image, question and answer, or image and caption, in {file}, found {', '.join(rows[0])}.",
@@ -130,8 +131,8 @@ def _read_csv(path: Path, split: str, problems: Problems) -> list[Sample]:
             return None
         number = position + 2  # the line, as a spreadsheet counts; the header is line 1
         name = row.get("id") or str(number)
-        answer = field(row, "answer" if "answer" in row else "caption", file, number)
-        question = field(row, "question", file, number) if "question" in row else caption_request(name)
+        answer = field(row, "answer" if asked else "caption", file, number)
+        question = field(row, "question", file, number) if asked else caption_request(name)
         image = images.find(row["image"].strip()) if row.get("image", "").strip() else None
         if not (question and answer):
             raise DatasetError(f"Expected a question and an answer in line {number} of {file}, found an empty one.", "Fill it in.")
