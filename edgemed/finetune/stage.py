@@ -192,11 +192,11 @@ def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, workers:
         # A step without any image leaves the projector without a gradient.
         ddp_find_unused_parameters=text_rows,
         **({"fsdp": True, "fsdp_config": _sharding(recipe)} if optim.sharding else {}),
-        **(_computing_again() if again else {}),
+        **(computing_again() if again else {}),
     )
 
 
-def _computing_again() -> dict[str, Any]:
+def computing_again() -> dict[str, Any]:
     """Gradient checkpointing, by the name that this transformers has for it."""
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
