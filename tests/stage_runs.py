@@ -2,13 +2,14 @@
 
     python tests/stage_runs.py PLAN.json RESULTS.json
 
-PLAN is a list of steps, a step a list of runs that go at the same time: {"stage", "config", "env", "kill_step", "kill_save",
-"interrupt_step", "memory_rows", "hold", "wait"}. A run that holds stays in its first step until one that waits for that step has
-ended. RESULTS are the exit codes, −9 where a run was killed. Not a test.
+PLAN is a list of lanes that go side by side, a lane a list of steps, a step a list of runs that go at the same time: {"stage",
+"config", "env", "kill_step", "kill_all", "kill_save", "interrupt_step", "memory_rows", "hold", "wait"}. A run that holds stays in its
+first step until one that waits for that step has ended. RESULTS are the exit codes of each lane, −9 where a run was killed. Not a test.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -16,8 +17,9 @@ import sys
 import time
 import traceback
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -113,14 +115,46 @@ def fork(spec: dict[str, Any]) -> int:
         os._exit(code)
 
 
+# What a stage imports on its way: each child would do it again.
+WAY = (
+    "accelerate",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "peft",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.utils.checkpoint",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llava.modeling_llava",
+    "transformers.models.siglip.modeling_siglip",
+)
+
+
 def main() -> None:
-    plan = json.loads(Path(sys.argv[1]).read_text())
-    results = []
-    for step in plan:
+    for name in WAY:
+        if find_spec(name.split(".")[0]):
+            importlib.import_module(name)
+    plan, results = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    lanes = [results.with_suffix(f".{number}") for number in range(len(plan))]
+    children = []
+    for steps, path in zip(plan, lanes, strict=True):
+        pid = os.fork()
+        if pid == 0:
+            run_lane(steps, path)
+        children.append(pid)
+    if any(os.waitpid(pid, 0)[1] for pid in children):
+        sys.exit("A lane did not come to its end.")
+    results.write_text(json.dumps([json.loads(path.read_text()) for path in lanes]))
+
+
+def run_lane(steps: list[list[dict[str, Any]]], results: Path) -> NoReturn:
+    """One step after the other, in this process's children."""
+    codes = []
+    for step in steps:
         children = [fork(spec) for spec in step]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
-        results.append(codes)
-    Path(sys.argv[2]).write_text(json.dumps(results))
+        codes.append([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children])
+    results.write_text(json.dumps(codes))
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
     plan["kill-after"] = [killed | {"kill_save": {"step": STEPS, "after": True}}]
     plan["resumed"] = [killed]
     plan["finished"] = [killed | {"kill_step": 1}]
+    chain = len(plan)  # one after the other; what follows goes beside it
     interrupted = recipe("interrupted", "vqa", LORA, MOVED)
     plan["interrupt"] = [interrupted | {"interrupt_step": 5}]
     plan["go on"] = [interrupted]
@@ -75,11 +76,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
     plan["short"] = [recipe("short", "instruct", memory_rows=1)]
     plan["none"] = [recipe("none", "instruct", memory_rows=0)]
     plan["race"] = [recipe("race", "instruct", hold=True), recipe("race", "instruct", wait=True)]
-    (root / "plan.json").write_text(json.dumps(list(plan.values())))
+    (root / "plan.json").write_text(json.dumps([list(plan.values())[:chain], list(plan.values())[chain:]]))
     command = [sys.executable, str(ROOT / "tests" / "stage_runs.py"), str(root / "plan.json"), str(root / "codes.json")]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    return root, dict(zip(plan, json.loads((root / "codes.json").read_text()), strict=True)), done.stderr
+    codes = [code for lane in json.loads((root / "codes.json").read_text()) for code in lane]
+    return root, dict(zip(plan, codes, strict=True)), done.stderr
 
 
 def weights(folder: Path) -> dict[str, Any]:
