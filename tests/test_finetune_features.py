@@ -294,7 +294,10 @@ def test_a_stage_with_cached_features_is_the_stage_without(
     for name, keys in (("plain", ""), ("first", FEATURES), ("second", FEATURES)):
         (tmp_path / name).mkdir()
         optim = "tower_rate = 0\nllm_rate = 1e-3\nworkers = 0"
-        out = run_stage(stage, write_recipe(tmp_path / name, checkpoint, data, extra + keys, optim))
+        told: list[tuple[str, int, int]] = []
+        recipe = write_recipe(tmp_path / name, checkpoint, data, extra + keys, optim)
+        out = run_stage(stage, recipe, prepare=lambda *what, told=told: told.append(what))
+        assert [done for _, done, _ in told] == ([1, 2, 3, 4] if name == "first" else [])
         curves.append([entry["loss"] for entry in json.loads((out / "run.json").read_text())["loss"]])
         ends.append(weights(out))
         if name == "first":
