@@ -50,6 +50,7 @@ SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "bench/report_check.py": ({"clinic"}, {"pydicom"}),
     "bench/report_validators.py": (set(), {"pydicom", "highdicom", "fhir", "pypdf", "markdown_it"}),
     "bench/feature_cache.py": ({"finetune"}, {"torch", "transformers"}),
+    "bench/finetune_gpu.py": ({"finetune"}, {"torch", "transformers"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
 

@@ -75,7 +75,7 @@ def _activation(tower: Path) -> str:
 
 
 def tower_preparation(tower: Path, mode: str) -> ImagePreparation:
-    """How the tower's own preprocessor_config.json normalises, made square by `mode` (pad, stretch, crop; padded with the mean's colour)."""
+    """What the tower's own preprocessor_config.json normalises by; made square by `mode` (pad with the mean's colour, stretch, crop)."""
     path = tower / "preprocessor_config.json"
     with os_errors(path):
         text = path.read_text(encoding="utf-8")

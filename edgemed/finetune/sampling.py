@@ -35,8 +35,8 @@ class StepSampler(Sampler[int]):
             yield from order
 
     def _grouped(self) -> Iterator[int]:
-        stream = self._shuffled()
-        for number in itertools.count():
+        stream = itertools.islice(self._shuffled(), len(self))  # so that the last window, too, shows all of its rows
+        for number in range(-(-self.steps // WINDOW_STEPS)):
             window = sorted(itertools.islice(stream, WINDOW_STEPS * self.rows_per_step), key=lambda row: self.lengths[row])
             steps = [window[i : i + self.rows_per_step] for i in range(0, len(window), self.rows_per_step)]
             random.Random(f"{self.seed}-window-{number}").shuffle(steps)

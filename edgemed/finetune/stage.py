@@ -7,6 +7,7 @@ The output folder holds an HF `LlavaForConditionalGeneration` checkpoint (adapte
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -177,8 +178,6 @@ def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, workers:
         warmup_steps=int(optim.warmup_ratio * steps),
         max_grad_norm=optim.max_grad_norm,
         bf16=bool(optim.bf16),
-        gradient_checkpointing=again,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if again else None,
         logging_steps=max(1, steps // POINTS),
         save_strategy="steps" if save_steps else "no",
         save_steps=-(-max(save_steps, 1) // every) * every,
@@ -194,7 +193,15 @@ def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, workers:
         # A step without any image leaves the projector without a gradient.
         ddp_find_unused_parameters=text_rows,
         **({"fsdp": True, "fsdp_config": _sharding(recipe)} if optim.sharding else {}),
+        **(computing_again() if again else {}),
     )
+
+
+def computing_again() -> dict[str, Any]:
+    """Gradient checkpointing, by the name that this transformers has for it."""
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
 def _sharding(recipe: Recipe) -> dict[str, Any]:

@@ -150,7 +150,7 @@ class StageTrainer(Trainer):
             # The others wait in a collective that this process will not reach: all have to start again.
             raise ResourceError(
                 f"Expected memory for a micro-batch on each device, found none left ({message}).",
-                "Run the same command again: it goes on from the last checkpoint with half the micro-batch (torchrun --max-restarts=3 does).",
+                "Run the command again (torchrun --max-restarts=3 does): it goes on from the last checkpoint with half the micro-batch.",
             )
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
