@@ -150,6 +150,34 @@ def test_a_second_run_computes_and_decodes_nothing(
     assert torch.equal(pickle.loads(pickle.dumps(again))[1][1], again[1][1])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_keep_the_type_they_were_computed_in(tmp_path: Path, loaded: Model, samples: list[Sample], dtype: Any) -> None:
+    model, _, image = loaded
+    tower_of(model).to(dtype)
+
+    def compute(pixels: Any) -> Any:
+        with torch.no_grad():
+            states = tower_of(model)(normalise_pixels(pixels, image, None).to(dtype), output_hidden_states=True).hidden_states
+        return states[model.config.vision_feature_layer]
+
+    cached, plain = build(loaded, samples, preload_bytes=0), build(loaded, samples)
+    one = compute(plain[0][1][None])[0]
+    cache = FeatureCache(tmp_path / "cache", tuple(one.shape), dtype, 10**9)
+    cached.use_features(cache, compute, batch=1)
+    assert cached[0][1].dtype == dtype and torch.equal(cached[0][1], one)
+
+
+def test_autocast_features_are_kept_in_its_type_without_a_loss(tmp_path: Path, loaded: Model, samples: list[Sample]) -> None:
+    model, _, image = loaded
+    cached, plain = build(loaded, samples, preload_bytes=0), build(loaded, samples)
+    cache = FeatureCache.open(tmp_path / "cache", model, image, 10**9, torch.bfloat16)
+    cached.use_features(cache, tower_compute(model, image, torch.bfloat16), batch=IMAGES)
+    accept_features(model)
+    assert cached[0][1].dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        assert loss(loaded, [cached[i] for i in range(IMAGES)]) == loss(loaded, [plain[i] for i in range(IMAGES)])
+
+
 def test_another_tower_layer_or_preparation_never_meets_these_features(loaded: Model) -> None:
     model, _, image = loaded
     keys = [tower_key(model, image), tower_key(model, image.model_copy(update={"mode": "stretch"}))]
@@ -294,7 +322,10 @@ def test_a_stage_with_cached_features_is_the_stage_without(
     for name, keys in (("plain", ""), ("first", FEATURES), ("second", FEATURES)):
         (tmp_path / name).mkdir()
         optim = "tower_rate = 0\nllm_rate = 1e-3\nworkers = 0"
-        out = run_stage(stage, write_recipe(tmp_path / name, checkpoint, data, extra + keys, optim))
+        told: list[tuple[str, int, int]] = []
+        recipe = write_recipe(tmp_path / name, checkpoint, data, extra + keys, optim)
+        out = run_stage(stage, recipe, prepare=lambda *what, told=told: told.append(what))
+        assert [done for _, done, _ in told] == ([1, 2, 3, 4] if name == "first" else [])
         curves.append([entry["loss"] for entry in json.loads((out / "run.json").read_text())["loss"]])
         ends.append(weights(out))
         if name == "first":

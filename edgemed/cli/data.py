@@ -28,7 +28,7 @@ from edgemed.cli.options import (
 from edgemed.cli.output import Output
 
 if TYPE_CHECKING:
-    from edgemed.data.check import CheckReport, SplitSource
+    from edgemed.data.check import CheckReport
 
 app = typer.Typer(help="Data sets before training.", no_args_is_help=True, rich_markup_mode=None)
 # How many figures that are not there a person is told of; all stand in the report.
@@ -49,12 +49,9 @@ def check(
 
     Exit code 1 where something should be looked at before training.
     """
-    from edgemed.data.check import check_splits
-
     out = Output(json=json, quiet=quiet)
-    sources = _sources(sets, split or ["train"], out)
     with out.progress() as bar:
-        report = check_splits(sources, bar)
+        report = _check_sets(sets, split or ["train"], out, bar)
         labels, label_problems = _check_labels(report, model, template, max_tokens, bar) if model else ({}, [])
     out.table("", ("split", "rows", "closed", "open", "unknown", "images", "same pixels", "tokens", "answer tokens"), _rows(report, labels))
     problems = report.problems + label_problems
@@ -69,28 +66,25 @@ def check(
         raise typer.Exit(1)
 
 
-def _sources(sets: list[str], splits: list[str], out: Output) -> list[SplitSource]:
+def _check_sets(sets: list[str], splits: list[str], out: Output, bar: Any) -> CheckReport:
     """Every set with every split that it has; a set that has none of them is an error."""
     from edgemed.cli.measure import parse_datasets
     from edgemed.core.errors import DatasetError
-    from edgemed.data.check import SplitSource
-    from edgemed.data.readers import read_set
+    from edgemed.data.check import CheckReport, SplitSource, check_split
 
-    sources = []
+    found = []
     for name, path in parse_datasets(sets).items():
         errors = []
         for split in splits:
             try:
-                read_set(name, path, split, [])
+                found.append(check_split(SplitSource(name, path, split), bar))
             except DatasetError as error:
                 errors.append(error)
-                continue
-            sources.append(SplitSource(name, path, split))
         if len(errors) == len(splits):
             raise errors[0]
         for missing in errors:
             out.warn(missing.message)
-    return sources
+    return CheckReport.of(found)
 
 
 def _check_labels(

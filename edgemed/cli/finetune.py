@@ -80,7 +80,7 @@ def _run(stage: str, config: Path, json: bool, quiet: bool) -> None:
     out = Output(json=json and main, quiet=quiet or not main)
     try:
         with out.steps() as show:
-            folder = run_stage(stage, config, lambda p: show(p.step, p.steps, describe(p)))
+            folder = run_stage(stage, config, lambda p: show(p.step, p.steps, describe(p)), lambda what, n, of: show(n, of, what))
     except StageInterrupted as stop:
         out.note(f"{stop} The same command goes on from there.")
         raise

@@ -106,6 +106,11 @@ class CheckReport:
     splits: tuple[SplitReport, ...]
     leaks: tuple[Leak, ...]
 
+    @classmethod
+    def of(cls, splits: Sequence[SplitReport]) -> CheckReport:
+        """With the images that any two of the splits share."""
+        return cls(tuple(splits), tuple(find_leaks({split.source.title: split.hashes for split in splits})))
+
     @property
     def problems(self) -> list[str]:
         """Everything that should be looked at before training."""
@@ -123,11 +128,11 @@ def _some(found: Sequence[object]) -> str:
 
 def check_splits(sources: Sequence[SplitSource], progress: Progress | None = None) -> CheckReport:
     """Read all rows, decode all images. Raises DatasetError only where a set or split is not there at all."""
-    splits = tuple(_check_split(source, progress) for source in sources)
-    return CheckReport(splits, tuple(find_leaks({split.source.title: split.hashes for split in splits})))
+    return CheckReport.of([check_split(source, progress) for source in sources])
 
 
-def _check_split(source: SplitSource, progress: Progress | None) -> SplitReport:
+def check_split(source: SplitSource, progress: Progress | None = None) -> SplitReport:
+    """One split's rows and images. Raises DatasetError where it is not there at all."""
     problems: list[DatasetError] = []
     samples = read_set(source.name, source.path, source.split, problems)
     paths = list(dict.fromkeys(s.image for s in samples if s.image))

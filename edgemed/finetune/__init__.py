@@ -13,9 +13,9 @@ from pathlib import Path
 
 from edgemed.core.errors import MissingExtraError
 from edgemed.finetune.interrupted import StageInterrupted
-from edgemed.finetune.progress import Progress, Report
+from edgemed.finetune.progress import Prepare, Progress, Report
 
-__all__ = ["Progress", "Report", "StageInterrupted", "require_extra", "run_stage"]
+__all__ = ["Prepare", "Progress", "Report", "StageInterrupted", "require_extra", "run_stage"]
 
 
 def require_extra() -> None:
@@ -28,8 +28,9 @@ def require_extra() -> None:
     logging.set_verbosity_error()
 
 
-def run_stage(stage: str, config: Path, report: Report | None = None) -> Path:
+def run_stage(stage: str, config: Path, report: Report | None = None, prepare: Prepare | None = None) -> Path:
     """Run `stage` ("align", "instruct" or "vqa") with a recipe; returns the checkpoint's folder. `report` is called after every step.
+    `prepare` is told (what, done, total) of what comes before the first one.
 
     Raises RecipeError, DatasetError, CheckpointError, ResourceError, MissingExtraError, StageInterrupted.
     """
@@ -39,4 +40,4 @@ def run_stage(stage: str, config: Path, report: Report | None = None) -> Path:
     from edgemed.finetune.stage import train
 
     recipe = load_recipe(stage, config)
-    return train(recipe, report, partial(save_checkpoint, text=config.read_text(encoding="utf-8")))
+    return train(recipe, report, partial(save_checkpoint, text=config.read_text(encoding="utf-8")), prepare)

@@ -71,7 +71,10 @@ def tower_key(model: Any, image: ImagePreparation) -> str:
 
 
 def tower_compute(model: Any, image: ImagePreparation, autocast: torch.dtype | None = None) -> Compute:
-    """A function uint8 [n, S, S, 3] → features [n, tokens, width] on the CPU, computed where the tower lies."""
+    """A function uint8 [n, S, S, 3] → features [n, tokens, width] on the CPU, computed where the tower lies.
+
+    With `autocast` they are of that type: the projector's first layer rounds its input to it anyway, so that nothing is lost.
+    """
     tower, layer = tower_of(model), _layer_of(model)
 
     def compute(pixels: torch.Tensor) -> torch.Tensor:
@@ -80,7 +83,7 @@ def tower_compute(model: Any, image: ImagePreparation, autocast: torch.dtype | N
         tower.eval()
         with torch.inference_mode(), torch.autocast(device.type, autocast, enabled=autocast is not None):
             states = tower(normalise_pixels(pixels.to(device), image, None), output_hidden_states=True).hidden_states
-            feature = states[layer].cpu()
+            feature = states[layer].to(autocast or states[layer].dtype).cpu()
         tower.train(training)
         return feature
 

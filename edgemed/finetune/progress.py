@@ -19,3 +19,5 @@ class Progress:
 
 
 Report = Callable[[Progress], None]
+# (what, done, total) of what comes before the first step: the tower's features, where they are cached.
+Prepare = Callable[[str, int, int], None]

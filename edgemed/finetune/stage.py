@@ -30,7 +30,7 @@ from edgemed.finetune.export import save_checkpoint
 from edgemed.finetune.features import FeatureCache, accept_features, tower_compute, tower_of
 from edgemed.finetune.interrupted import StageInterrupted
 from edgemed.finetune.model import load_model, rates
-from edgemed.finetune.progress import Report
+from edgemed.finetune.progress import Prepare, Report
 from edgemed.finetune.recipe import FeatureRecipe, Recipe
 from edgemed.finetune.sampling import StepSampler
 from edgemed.finetune.trainer import StageTrainer
@@ -41,8 +41,9 @@ SAVES, POINTS = 20, 100
 Save = Callable[[Recipe, Any, Any, dict[str, Any]], None]
 
 
-def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkpoint) -> Path:
+def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkpoint, prepare: Prepare | None = None) -> Path:
     """Run the stage; returns the output folder. `save` writes it, from recipe, model, tokenizer and the content of run.json.
+    `report` is told of every step, `prepare` of what has to be computed before the first one.
 
     Goes on from the folder's newest checkpoint, if there is one of this recipe and data. Raises DatasetError, CheckpointError,
     RecipeError, ResourceError; StageInterrupted after Ctrl-C, when a checkpoint was saved.
@@ -57,7 +58,7 @@ def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkp
             return recipe.output
         transformers.set_seed(recipe.seed)
         model, tokenizer = load_model(recipe)
-        examples = build_examples(recipe, per_set, model, tokenizer)
+        examples = build_examples(recipe, per_set, model, tokenizer, prepare)
         trainer, stop = _trainer(recipe, model, tokenizer, examples, work, report)
         with stop:
             result = _run(trainer, work)
@@ -89,7 +90,7 @@ def _settle(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"optim": optim})
 
 
-def build_examples(recipe: Recipe, sets: Sets, model: Any, tokenizer: Any) -> Examples:
+def build_examples(recipe: Recipe, sets: Sets, model: Any, tokenizer: Any, prepare: Prepare | None = None) -> Examples:
     """The rows of all sets. Raises DatasetError, RecipeError."""
     template = find_template(recipe.template)
     if template.bos and tokenizer.bos_token_id is None:
@@ -104,11 +105,11 @@ def build_examples(recipe: Recipe, sets: Sets, model: Any, tokenizer: Any) -> Ex
         [(samples, repeat) for _, repeat, samples in sets], tokenizer, template, recipe.image, config.image_token_id, tokens, *limits
     )
     if recipe.features:
-        cache_features(recipe, recipe.features, model, examples)
+        cache_features(recipe, recipe.features, model, examples, prepare)
     return examples
 
 
-def cache_features(recipe: Recipe, features: FeatureRecipe, model: Any, examples: Examples) -> None:
+def cache_features(recipe: Recipe, features: FeatureRecipe, model: Any, examples: Examples, prepare: Prepare | None = None) -> None:
     """Compute the frozen tower's features where they are not cached, and let rows and model work with them.
 
     Under torchrun the first process to come fills the cache; the others wait and find it filled.
@@ -118,7 +119,7 @@ def cache_features(recipe: Recipe, features: FeatureRecipe, model: Any, examples
         tower_of(model).to(torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))))
     autocast = torch.bfloat16 if recipe.optim.bf16 is True else None
     cache = FeatureCache.open(features.folder, base, recipe.image, parse_bytes(features.limit), autocast)
-    examples.use_features(cache, tower_compute(base, recipe.image, autocast))
+    examples.use_features(cache, tower_compute(base, recipe.image, autocast), progress=prepare)
     accept_features(base)
 
 
