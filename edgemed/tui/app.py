@@ -58,10 +58,13 @@ class ChatApp(BidiApp[None]):
     """The program. Use `build_app`."""
 
     TITLE = "edgemed"
-    DEFAULT_CSS = """
+    CSS = """
     Input > .input--placeholder, TextArea > .text-area--placeholder { color: $quiet; }
     DataTable > .datatable--cursor, OptionList > .option-list--option-highlighted { background: $selected; color: $foreground; }
     DataTable:focus > .datatable--cursor, OptionList:focus > .option-list--option-highlighted { background: $selected; color: $foreground; }
+    ToggleButton > .toggle--button { color: $quiet; background: $quiet; }
+    ToggleButton.-on > .toggle--button { color: $background; background: $success; }
+    .-theme-edgemed-contrast Button.-default { background: #303030; }
     ToastRack { dock: top; align: right top; }
     * { scrollbar-size-vertical: 1; scrollbar-color: $quiet; scrollbar-background: $background; }
     """

@@ -52,7 +52,7 @@ class ModelState:
         doing = {
             "none": _("not loaded"),
             "loading": _("loading …"),
-            "ready": _("answering …") if self.answering else _("ready"),
+            "ready": _("answering, Escape stops") if self.answering else _("ready"),
             "failed": _("could not be loaded"),
         }[self.state]
         memory = format_bytes(self.memory_bytes) if self.memory_bytes else ""
@@ -72,15 +72,16 @@ class StatusBar(Static):
     def on_mount(self) -> None:
         app: ChatApp = self.app  # type: ignore[assignment]
         self.state = ModelState.of(app.artifact, app.engines)
-        self.set_interval(STATS_S, self._ask)
-        self._ask()
+        self.set_interval(STATS_S, self.ask_engine)
+        self.ask_engine()
 
     def watch_state(self, state: ModelState) -> None:
         self.update(Content(state.describe()))
 
-    def _ask(self) -> None:
+    def ask_engine(self) -> None:
+        """Take figures now."""
         if self.state.state == "ready" and self.screen.is_current:
-            self.run_worker(self._take_stats(), exclusive=True, group="stats")
+            self.run_worker(self._take_stats, exclusive=True, group="stats")
 
     async def _take_stats(self) -> None:
         app: ChatApp = self.app  # type: ignore[assignment]

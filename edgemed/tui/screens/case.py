@@ -55,7 +55,7 @@ class CaseScreen(ChatScreen):
         Binding("ctrl+g", "image", N_("Image")),
         Binding("f4", "beside", N_("Side by side"), show=False),
         Binding("f6", "layout", N_("Layout"), show=False),
-        Binding("escape", "back", N_("Stop/Back")),
+        Binding("escape", "back", N_("Back")),
     ]
 
     class Happened(Message):
@@ -227,6 +227,7 @@ class CaseScreen(ChatScreen):
         self._answering = answering
         for bar in self.query(StatusBar):  # none, where the screen is on its way out
             bar.state = replace(bar.state, answering=answering)
+            bar.ask_engine()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Retry is offered where there is something to retry."""
