@@ -119,6 +119,15 @@ NewPassphraseFile = Annotated[
 OwnPassphrase = Annotated[bool, typer.Option("--own-passphrase", help="Ask for a passphrase that only this backup has.")]
 BackupTarget = Annotated[Path, typer.Argument(help="The file to write, or a folder, such as a stick's.", metavar="TARGET")]
 BackupFile = Annotated[Path, typer.Argument(help="A file that `edgemed cases backup` wrote.", metavar="BACKUP")]
+CaseName = Annotated[
+    str, typer.Argument(help="A case's number from `edgemed cases list` (its beginning is enough), or its label.", metavar="CASE")
+]
+ExportFolder = Annotated[
+    Path, typer.Option("--to", help="The folder to write into, such as a stick's; it must be there.", metavar="FOLDER")
+]
+ExportKinds = Annotated[str, typer.Option("--as", help="pdf, md, fhir, dicom, sr: one or several, with commas between.", metavar="KINDS")]
+WithIdentity = Annotated[bool, typer.Option("--with-identity", help="Name the patient in it: only where the patient has agreed.")]
+Institution = Annotated[str, typer.Option("--institution", help="The clinic's name, to stand in the report.", metavar="NAME")]
 Head = Annotated[
     str | None, typer.Option("--head", help="A hash noted earlier, or its first 16 digits: it must be in the log.", metavar="HASH")
 ]
@@ -126,5 +135,8 @@ Last = Annotated[int | None, typer.Option("--last", help="Only the newest N entr
 
 Watch = Annotated[Path | None, typer.Option("--watch", help="Offer new image files of this folder while a case is open.", metavar="DIR")]
 Language = Annotated[str, typer.Option("--language", help="en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")]
+ReportLanguage = Annotated[
+    str, typer.Option("--language", help="The report's words in en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")
+]
 Look = Annotated[str, typer.Option("--theme", help="dark, light or contrast; the user's setting where left out.", metavar="NAME")]
 Fake = Annotated[bool, typer.Option("--fake", help="Answers that are made up, without a model.", hidden=True)]

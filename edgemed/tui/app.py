@@ -10,25 +10,34 @@ Locking lets go of everything that was shown; what was typed into a report is sa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import os
+import traceback
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar, cast
 
+from rich.text import Text
 from textual import events
 from textual.binding import Binding
+from textual.css.query import NoMatches
+from textual.filter import LineFilter
+from textual.worker import WorkerFailed
 
+from edgemed.clinic.imaging import forget_frames
 from edgemed.clinic.store import CaseStore
 from edgemed.clinic.store.access import awake_and_asleep_s
 from edgemed.core.errors import EdgemedError, StoreError
 from edgemed.core.manifest import Artifact
-from edgemed.tui.bidi import BidiApp
+from edgemed.tui.bidi import BidiApp, forget_lines
 from edgemed.tui.engines import EngineHolder
 from edgemed.tui.guard import CallGuard
 from edgemed.tui.i18n import N_, _, choose_language, localise_bindings, set_language
 from edgemed.tui.models import Models
+from edgemed.tui.safe import ControlFilter
 from edgemed.tui.session import CaseSession
 from edgemed.tui.status import ModelState, StatusBar
 from edgemed.tui.terminal import SETTINGS, Graphics, Kind, detect_graphics
@@ -41,6 +50,7 @@ R = TypeVar("R")
 
 LOCK_AFTER_S = 300
 _IDLE_CHECK_S = 1.0
+_LOOK_S = 0.05
 # An answer that is being written down when the program locks gets so long to end.
 _END_S = 10.0
 
@@ -100,6 +110,14 @@ class ChatApp(BidiApp[None]):
         self._clock, self._active_at = clock, clock()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="edgemed")
         self._ending = False
+        self._locking = False
+        # What was left to write down when the program broke down.
+        self._last_work: Callable[[], None] | None = None
+
+    _controls = ControlFilter()
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), self._controls]
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Colours that the style sheets name and that are not Textual's own."""
@@ -188,9 +206,14 @@ class ChatApp(BidiApp[None]):
         from edgemed.tui.screens.model import ModelScreen
 
         self._active_at = self._clock()
-        await self.take_settings()
+        try:
+            await self.take_settings()
+        except EdgemedError as error:
+            self.tell(error)
+        if self._locking or self._ending or not self.unlocked:
+            return
         await self.switch_screen(CaseListScreen())
-        if self.artifact is None and not self._ending:
+        if self.artifact is None:
             await self.push_screen(ModelScreen())
 
     async def take_settings(self, chosen: bool = False) -> None:
@@ -240,20 +263,25 @@ class ChatApp(BidiApp[None]):
             self.action_lock()
 
     def action_lock(self) -> None:
-        """Hide everything now, then lock the store."""
-        if self.unlocked and not self._ending:
-            self.run_worker(self._lock(), group="lock", exclusive=True)
+        """Hide everything now, then lock the store. Once: the clock and an impatient hand ask again while an answer is written down."""
+        if self.unlocked and not self._locking and not self._ending:
+            self._locking = True
+            self.run_worker(self._lock(), group="lock")
 
     async def _lock(self) -> None:
         from edgemed.tui.screens.unlock import UnlockScreen
 
         close = self._closing_work()
         cover = UnlockScreen(ready=False)
-        with self.batch_update():
-            while len(self.screen_stack) > 2:
-                await self.pop_screen()
-            await self.switch_screen(cover)
-        await self._run_closing(close)
+        try:
+            with self.batch_update():
+                self.clear_notifications()  # they name files and folders
+                while len(self.screen_stack) > 2:
+                    await self.pop_screen()
+                await self.switch_screen(cover)
+            await self._run_closing(close)
+        finally:
+            self._locking = False
         cover.ready = True
 
     def _closing_work(self) -> Callable[[], None]:
@@ -273,6 +301,8 @@ class ChatApp(BidiApp[None]):
             finally:
                 if store is not None:
                     store.lock()
+                forget_frames()
+                forget_lines()
 
         return close
 
@@ -291,9 +321,26 @@ class ChatApp(BidiApp[None]):
         self.run_worker(self._leave(self._closing_work()), group="leave")
 
     async def _leave(self, close: Callable[[], None]) -> None:
+        while self._locking:  # its answer and its texts first
+            await asyncio.sleep(_LOOK_S)
         await self._run_closing(close)
         await self.offload(self.engines.close)
         self.exit()
+
+    def finish(self) -> None:
+        """After `run`, however it ended: what was typed is saved, the store locked, the engine ended. Raises StoreError, ResourceError."""
+        store = self._store
+        work = self._last_work or (lambda: store.lock() if store is not None else None)
+        try:
+            self._pool.submit(work).result()
+        finally:
+            self._pool.submit(self.engines.close).result()
+
+    def _fatal_error(self) -> None:
+        """A fault of ours. Textual would print the values of all variables: a patient's, or the passphrase."""
+        with suppress(NoMatches, EdgemedError):
+            self._last_work = self._closing_work()
+        self.panic(Text(describe_fault(self._exception)))
 
     # -- screens over others ------------------------------------------------------------------------------------------
 
@@ -328,3 +375,15 @@ def build_app(
     `graphics`: how images are drawn; where left out the terminal is asked now, before the program owns it.
     """
     return ChatApp(models, store_path, actor, options or ChatOptions(), stores, guard or CallGuard(), clock, graphics or detect_graphics())
+
+
+def describe_fault(error: BaseException | None) -> str:
+    """Where the program broke down, without a word of what it was working on; all of it under EDGEMED_DEBUG=1."""
+    if isinstance(error, WorkerFailed):
+        error = error.error
+    if error is None or os.environ.get("EDGEMED_DEBUG") == "1":
+        return "".join(traceback.format_exception(error)) if error else "Error: the program broke down."
+    at = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" at {Path(at[0].filename).name}:{at[0].lineno}" if at else ""
+    hint = "Hint: Run it again with EDGEMED_DEBUG=1, on no patient's case."
+    return f"Error: something unforeseen happened ({type(error).__name__}{where}).\n{hint}"

@@ -106,6 +106,10 @@ class PictureCanvas(Widget):
 
     def on_unmount(self) -> None:
         self._put(None)  # with Kitty's protocol the terminal itself keeps images until it is told
+        # A finished worker's context may keep this widget for as long as the program runs: no patient is to be kept with it.
+        self.pictures, self.keys, self._drawer = (), (), Drawer()
+        with self._lock:
+            self._wanted = None
 
     def relocalise(self) -> None:
         """Call after a change of language."""

@@ -129,7 +129,9 @@ class CaseScreen(ChatScreen):
         pictures = [self.chat.guard.watch(await self.offload(self.session.picture, one)) for one in images]
         grid.set_preparation(self.chat.artifact.manifest.image if self.chat.artifact else None)
         titles = [f"{number} {one_line(one.name)}" if len(images) > 1 else "" for number, one in enumerate(images, 1)]
-        grid.show([Shown(p, one.view, one.id, title) for p, one, title in zip(pictures, images, titles, strict=True)])
+        # As they are looked at now, not before the files were opened: what is shown is what is asked about.
+        now = [strip.find(one.id) or one for one in images]
+        grid.show([Shown(p, one.view, one.id, title) for p, one, title in zip(pictures, now, titles, strict=True)])
 
     def action_beside(self) -> None:
         """The images that are asked about side by side, or one alone."""
@@ -181,6 +183,8 @@ class CaseScreen(ChatScreen):
             await self.offload(work)
         except EdgemedError:
             await talk.end(None)
+            if not self._unsaid:
+                self._offer_retry(True)  # the question was recorded, its answer could not be
             self._give_back()
             raise
         finally:
@@ -206,6 +210,8 @@ class CaseScreen(ChatScreen):
             self.post_message(self.Happened(event))
 
     async def on_case_screen_happened(self, message: Happened) -> None:
+        if not self.shown:
+            return
         talk, event = self.query_one(Conversation), message.event
         if isinstance(event, Said):
             self._unsaid = ""

@@ -44,7 +44,9 @@ class ImageStrip(OptionList):
 
     def fill(self, images: Sequence[CaseImage], show: str | None = None) -> None:
         """The case's images; `show`: the one to look at, which is asked about from now on. At first only the last is asked about."""
-        self.images = list(images)
+        # How an image is looked at here is newer than what was read: keeping it takes a while.
+        views = {image.id: image.view for image in self.images}
+        self.images = [replace(image, view=views.get(image.id, image.view)) for image in images]
         known = {image.id for image in images}
         self._asked &= known
         if show is not None:
