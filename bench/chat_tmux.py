@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RADIOGRAPH = ROOT / "edgemed/demo/radiograph.jpg"
 PASSPHRASE = "a-long-enough-passphrase"
 QUESTIONS = ("What modality is used to take this image?", "Is this a study of the chest?", "Is there an abnormality in this image?")
-COLUMNS, ROWS = 120, 40
+COLUMNS, ROWS = 100, 30
 # A model on two slow cores answers within this; a program that hangs does not.
 PATIENCE_S = 180.0
 _POLL_S = 0.1
@@ -105,8 +105,7 @@ class Terminal:
 
         coloured = self.tmux("capture-pane", "-e", "-p", "-N")
         console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-        for line in coloured.splitlines():
-            console.print(Text.from_ansi(line), no_wrap=True, crop=True)
+        console.print(Text.from_ansi(coloured.rstrip("\n")), no_wrap=True, crop=True)  # in one piece: colours go on from line to line
         target.write_text(console.export_svg(title="edgemed chat"), encoding="utf-8")
 
 
@@ -129,7 +128,6 @@ def run_story(terminal: Terminal, folder: Path, dicom: Path, screens: Path | Non
     export(terminal, folder / "out")
     shot("report")
     lock_and_reopen(terminal)
-    shot("reopened")
     terminal.keys("C-q")
     terminal.wait("ENDED 0")
 
@@ -154,7 +152,7 @@ def new_case(terminal: Terminal) -> None:
     terminal.wait("chest, cough · 0 images")
     terminal.paste(str(RADIOGRAPH))
     terminal.wait("1 image ")
-    terminal.wait("Zoom 100 %")
+    terminal.wait("512 × 512")
 
 
 def attach_dicom(terminal: Terminal, dicom: Path) -> None:
