@@ -20,6 +20,7 @@ from PIL import Image
 from bench.dicom_fuzz import mutate, run
 from edgemed.clinic.imaging import client, dataset, open_picture, strip_identifiers
 from edgemed.clinic.imaging.client import _frame
+from edgemed.clinic.imaging.header import Header, describe
 from edgemed.clinic.records import View
 from edgemed.core.errors import DicomError, EdgemedError, ImageError
 
@@ -182,6 +183,27 @@ def test_closing_ends_the_decoder() -> None:
     process = client._process
     client.close()
     assert not process.alive and client._process is None
+
+
+def test_a_locked_program_keeps_no_frames() -> None:
+    from edgemed.clinic.imaging import forget_frames, picture
+
+    shown = open_picture(make_dicom(SMALL))
+    before = shown.render()
+    assert picture._cache._bytes > 0 and client._process is not None
+    forget_frames()
+    assert picture._cache._bytes == 0 and client._process is None
+    assert shown.render().tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": 0}, {"rows": 70_000, "columns": 70_000}, {"facts": {}}, {"identity": {"x": "y"}}, {"windows": 3}]
+)
+def test_descriptions_are_not_trusted(change: dict[str, Any]) -> None:
+    told = describe(dataset.read_dataset(make_dicom(SMALL)))
+    assert Header.of(told).rows == 32
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        Header.of(told | change)
 
 
 def test_the_decoder_ends_with_its_program() -> None:

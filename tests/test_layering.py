@@ -26,7 +26,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "bench": (
         {"core", "data", "report", "converters", "runtimes", "clinic"},
         {"psutil", "numpy", "PIL", "pydantic", "gguf"},
-        {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors", "pydicom"},
+        {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors"},
     ),
     "edgemed.evaluation": ({"core", "data", "report", "runtimes"}, {"numpy", "pydantic"}, {"openai", "torch", "transformers", "PIL"}),
     "edgemed.report": ({"core"}, {"rich", "numpy"}, {"matplotlib"}),

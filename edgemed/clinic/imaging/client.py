@@ -129,7 +129,7 @@ def load(data: bytes, name: str, token: object) -> Header:
             _process.loaded = token
     try:
         return Header.of(reply["header"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DicomError(f"Expected a description of {name}, found a reply that is none.", _AGAIN) from error
 
 

@@ -51,6 +51,11 @@ _CODES = {
     "ImageLaterality": "L R B U",
     "ConversionType": "DV DI DF WSD SD SI DRW SYN",
     "PixelIntensityRelationship": "LIN LOG DISP",
+    "ScanningSequence": "SE IR GR EP RM",
+    "SequenceVariant": "SK MTC SS TRSS SP MP OSP NONE",
+    "ScanOptions": "PER RG CG PPG FC PFF PFP SP FS",
+    "MRAcquisitionType": "2D 3D",
+    "PatientPosition": "HFS HFP FFS FFP HFDR HFDL FFDR FFDL",
 }
 _TABLES = (
     *("LUTData", "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData"),
@@ -65,7 +70,7 @@ _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "FrameOfRefe
 # Attributes that every image must have and that may be empty.
 _EMPTIED = (
     *("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "StudyID", "PatientBirthDate", "PatientSex", "Manufacturer"),
-    *("PatientOrientation", "PositionReferenceIndicator", "ContentDate", "ContentTime"),
+    *("PatientOrientation", "ContentDate", "ContentTime"),
 )
 _IMAGE_TYPES = ({"ORIGINAL", "DERIVED"}, {"PRIMARY", "SECONDARY"}, {"AXIAL", "LOCALIZER", "PROJECTION IMAGE", "OTHER", "M", "P"})
 _METHOD = "PS3.15 basic profile by an allow-list"
@@ -101,15 +106,24 @@ def _copy_elements(source: Dataset, copy: Dataset, depth: int) -> None:
     for keyword in _NUMBERS:
         _add_numbers(copy, keyword, numbers(source, keyword), signed=bool(number(source, "PixelRepresentation")))
     for keyword, allowed in _CODES.items():
-        found = text(source, keyword).upper()
-        if found in allowed.split():
-            setattr(copy, keyword, found)
+        if kept := [word for word in coded(source, keyword) if word in allowed.split()]:
+            setattr(copy, keyword, kept if len(kept) > 1 else kept[0])
+    for keyword in (*_NUMBERS, *_CODES):
+        if _is_empty(source, keyword):
+            setattr(copy, keyword, None)  # the standard wants many of these to be there, if only empty
     for keyword in _TABLES:
         _add_table(source, copy, keyword)
     for keyword in _SEQUENCES if depth < _MAX_DEPTH else ():
         found_items = items(source, keyword)
         if found_items:
             _add_sequence(copy, keyword, found_items, depth)
+
+
+def _is_empty(source: Dataset, keyword: str) -> bool:
+    try:
+        return keyword in source and bool(source[keyword].is_empty)
+    except foreign():
+        return False
 
 
 def _add_sequence(copy: Dataset, keyword: str, sources: list[Dataset], depth: int) -> None:
@@ -158,11 +172,23 @@ def _copy_kind(dataset: Dataset, copy: Dataset) -> None:
     stated = text(dataset, "SOPClassUID")
     copy.SOPClassUID = stated if re.fullmatch(_STANDARD_UID, stated) else _SECONDARY_CAPTURE
     facts = read_facts(dataset)
-    copy.Modality, copy.BodyPartExamined = facts["modality"] or "OT", facts["body_part"]
-    copy.ViewPosition, copy.Laterality = facts["view_position"], facts["laterality"]
-    found = text(dataset, "ImageType", 200).strip("[]").replace("'", "").upper().split(", ")
-    kept = [word for word, allowed in zip(found, _IMAGE_TYPES, strict=False) if word in allowed]
-    copy.ImageType = kept if len(kept) >= 2 else ["DERIVED", "SECONDARY"]
+    copy.Modality = facts["modality"] or "OT"
+    for keyword, fact in (("BodyPartExamined", "body_part"), ("ViewPosition", "view_position"), ("Laterality", "laterality")):
+        if keyword in dataset:
+            setattr(copy, keyword, facts[fact])
+    if copy.Modality == "MR" and "ScanOptions" not in copy:
+        copy.ScanOptions = ""
+    found = [*coded(dataset, "ImageType"), "", "", ""]
+    kept = [word if word in allowed else "" for word, allowed in zip(found, _IMAGE_TYPES, strict=False)]
+    third = kept[2] or ("OTHER" if copy.Modality == "MR" else "")  # which MR images must have
+    copy.ImageType = [kept[0] or "DERIVED", kept[1] or "SECONDARY", *([third] if third else [])]
+
+
+def coded(source: Dataset, keyword: str) -> list[str]:
+    """An element's coded words; [] where it is missing."""
+    found = value(source, keyword)
+    parts = [] if found is None else [found] if isinstance(found, str) else found if hasattr(found, "__iter__") else []
+    return [str(part).strip().upper() for part in parts]
 
 
 def _write_identity(dataset: Dataset, copy: Dataset, key: bytes) -> None:
@@ -170,10 +196,15 @@ def _write_identity(dataset: Dataset, copy: Dataset, key: bytes) -> None:
 
     for keyword in _EMPTIED:
         setattr(copy, keyword, "")
+    for keyword in ("SeriesNumber", "InstanceNumber"):
+        if keyword not in copy:
+            setattr(copy, keyword, None)
     for keyword in _UIDS:
         found = text(dataset, keyword)
         if found or keyword != "FrameOfReferenceUID":
             setattr(copy, keyword, hashed_uid(key, found or str(uuid.uuid4())))
+    if "FrameOfReferenceUID" in copy:
+        copy.PositionReferenceIndicator = ""
     copy.PatientName = "ANONYMOUS"
     copy.PatientID = "ANON-" + hmac.new(key, text(dataset, "PatientID").encode(), hashlib.sha256).hexdigest()[:12]
     copy.PatientIdentityRemoved = "YES"
@@ -219,6 +250,8 @@ def _write_format(dataset: Dataset, copy: Dataset, array: NDArray[Any], photomet
         copy.PlanarConfiguration = 0
     if frames > 1:
         copy.NumberOfFrames = frames
+        if "FrameTime" in copy:
+            copy.add_new("FrameIncrementPointer", "AT", 0x00181063)
     copy.BitsAllocated = 8 * array.dtype.itemsize
     if array.dtype.kind in "iu":
         stored = number(dataset, "BitsStored") or copy.BitsAllocated

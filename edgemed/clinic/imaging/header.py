@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgemed.clinic.imaging.dataset import Refused, items, number, numbers, text, transfer_syntax, value
-from edgemed.clinic.imaging.limits import MAX_FRAMES
+from edgemed.clinic.imaging.limits import MAX_FRAMES, MAX_TEXT
 from edgemed.clinic.records import PatientIdentity, Window, WindowFunction
 from edgemed.core.images import MAX_PIXELS, MAX_SIDE_PX
+from edgemed.core.text import one_line
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -51,13 +52,17 @@ class Header:
 
     @classmethod
     def of(cls, told: dict[str, Any]) -> Header:
-        """From `describe`'s words. TypeError, KeyError or ValueError where they are not those."""
+        """From `describe`'s words, which are not trusted. TypeError, KeyError or ValueError where they are not those."""
+        sizes = {name: int(told[name]) for name in ("rows", "columns", "frames")}
+        if min(sizes.values()) < 1 or sizes["rows"] * sizes["columns"] > MAX_PIXELS:
+            raise ValueError("a size that was not checked")
         nested = {
-            "identity": PatientIdentity(**told["identity"]),
+            "facts": {name: one_line(told["facts"][name])[:MAX_TEXT] for name in _FACTS},
+            "identity": PatientIdentity(**{name: one_line(found) for name, found in told["identity"].items()}),
             "windows": tuple(Window(**window) for window in told["windows"]),
-            "warnings": tuple(told["warnings"]),
+            "warnings": tuple(one_line(warning) for warning in told["warnings"]),
         }
-        return cls(**(told | nested))
+        return cls(**(told | sizes | nested))
 
 
 def describe(dataset: Dataset) -> dict[str, Any]:

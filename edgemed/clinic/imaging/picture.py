@@ -58,6 +58,12 @@ class FrameCache:
             while self._bytes > self._max_bytes and len(self._frames) > 1:
                 self._bytes -= self._frames.popitem(last=False)[1].values.nbytes
 
+    def clear(self) -> None:
+        """Forget every frame."""
+        with self._lock:
+            self._frames.clear()
+            self._bytes = 0
+
     def drop(self, picture: int) -> None:
         """Forget a picture's frames."""
         with self._lock:
@@ -67,6 +73,12 @@ class FrameCache:
 
 _cache = FrameCache(FRAME_CACHE_BYTES)
 _keys = itertools.count()
+
+
+def forget_frames() -> None:
+    """End the decoding process and drop the frames that are kept: the program is locked. Open pictures decode anew when they are shown."""
+    client.close()
+    _cache.clear()
 
 
 class Picture:
