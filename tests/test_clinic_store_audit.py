@@ -15,7 +15,7 @@ from edgemed.clinic.records import ModelIdentity, PatientIdentity, Report, View
 from edgemed.clinic.store.chain import append_entry, entry_hash, load_entries
 from edgemed.clinic.store.database import Database
 from edgemed.clinic.store.rows import spell, spell_time
-from edgemed.core.errors import AuditError, InputError
+from edgemed.core.errors import AuditError, InputError, StoreError
 
 MODEL = ModelIdentity("demo", "Q4_K_M", "ab" * 32)
 
@@ -162,18 +162,24 @@ CHANGES = [
     ("DELETE FROM image_data", "Entry 5 of the audit log speaks of image .* found other bytes"),
     ("UPDATE setting SET value = 'fr'", "Entry 12 of the audit log speaks of setting language"),
     ("DELETE FROM cases", "Entry 5 of the audit log speaks of image"),
+    ("UPDATE message SET text = x'00' WHERE role = 'user'", "Entry 6 of the audit log speaks of message"),
+    ("UPDATE image_data SET data = 'SECRET pixels'", "Entry 5 of the audit log speaks of image .* found other bytes"),
+    ("UPDATE audit SET actor = x'00' WHERE number = 7", "Entry 7 of the audit log was changed"),
+    ("UPDATE audit SET detail = x'00' WHERE number = 7", "Entry 7 of the audit log was changed"),
+    ("DELETE FROM meta WHERE name = 'audit_head'", "Entry 1 of the audit log|refused a change"),
+    ("UPDATE meta SET value = x'00' WHERE name = 'audit_head'", "newest number and hash"),
+    ("UPDATE meta SET value = 'x' WHERE name = 'audit_head'", "newest number and hash"),
+    ("UPDATE meta SET value = '3:' || substr(value, 4) WHERE name = 'audit_head'", "refused a change"),
     ("DELETE FROM meta WHERE name = 'record_key'", "audit log's key"),
+    ("UPDATE meta SET value = 'x' WHERE name = 'record_key'", "audit log's key"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("sql", "says"), CHANGES, ids=[sql for sql, _ in CHANGES])
 def test_every_change_behind_its_back_is_found(path: Path, sql: str, says: str) -> None:
     tamper(path, without_guards(sql))
-    with open_store(path) as store:  # opening adds an entry, which hides nothing
-        from edgemed.core.errors import StoreError
-
-        with pytest.raises(StoreError, match=says):
-            store.audit.verify()
+    with pytest.raises(StoreError, match=says), open_store(path) as store:  # opening adds an entry, which hides nothing
+        store.audit.verify()
 
 
 def test_a_log_written_anew_is_found_by_a_noted_head(path: Path) -> None:

@@ -27,7 +27,7 @@ from edgemed.clinic.store.chain import append_entry
 from edgemed.clinic.store.database import RESTORE, Database
 from edgemed.clinic.store.keys import KdfCost
 from edgemed.clinic.store.rows import spell, storable
-from edgemed.core.errors import StoreError
+from edgemed.core.errors import AuditError, StoreError
 
 # kind: what of a row is under the log's protection, and the table it lies in. `cases.changed` follows from the rest.
 RECORDS = {
@@ -71,16 +71,18 @@ class Means:
 
 
 def record_hash(key: bytes, row: tuple[Any, ...]) -> str:
-    """HMAC-SHA256 of a row in one spelling."""
-    return hmac.new(key, spell(list(row)).encode(), hashlib.sha256).hexdigest()
+    """HMAC-SHA256 of a row in one spelling. A row that was changed may hold anything, bytes included."""
+    values = [{"bytes": value.hex()} if isinstance(value, bytes) else value for value in row]
+    return hmac.new(key, spell(values).encode(), hashlib.sha256).hexdigest()
 
 
 def record_key(db: Database) -> bytes:
     """The key of `record_hash`, made with the store."""
     row = db.row("SELECT value FROM meta WHERE name = 'record_key'")
-    if row is None:
-        raise StoreError("Expected the audit log's key in the case store, found none.", RESTORE)
-    return bytes.fromhex(row[0])
+    try:
+        return bytes.fromhex(row[0] if row else "none")
+    except (TypeError, ValueError) as error:
+        raise AuditError("Expected the audit log's key in the case store, found none.", RESTORE) from error
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ log later, though no longer at its end.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgemed.clinic.records import AuditEntry
 from edgemed.clinic.store.access import RECORDS, Access, record_hash, record_key
 from edgemed.clinic.store.chain import ADVICE, load_entries, load_head, verify_chain
-from edgemed.clinic.store.rows import storable
+from edgemed.clinic.store.rows import is_whole, storable
 from edgemed.core.errors import AuditError, InputError
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class AuditLog:
         """One image at a time, so that other threads have their turn between."""
         with self._access.reading() as db:
             row = db.row("SELECT sha256, data FROM image LEFT JOIN image_data ON image_id = id WHERE id = ?", (image_id,))
-        if row is not None and (row[1] is None or hashlib.sha256(row[1]).hexdigest() != row[0]):  # None: deleted meanwhile
+        if row is not None and not is_whole(*row):  # None: deleted meanwhile
             raise AuditError(f"Entry {number} of the audit log speaks of image {image_id}, found other bytes in the store.", ADVICE)
 
 

@@ -26,6 +26,7 @@ from edgemed.core.errors import AuditError
 NOTHING = "0" * 64
 COLUMNS = "number, at, actor, action, subject, model_sha256, detail, hash"
 PIECE = 500
+ADVICE = "Keep the files as they are, note who had the passphrase, and compare with the last backup."
 
 
 def entry_hash(entry: AuditEntry, previous: str) -> str:
@@ -39,8 +40,11 @@ def load_head(db: Database) -> tuple[int, str]:
     row = db.row("SELECT value FROM meta WHERE name = 'audit_head'")
     if row is None:
         return 0, NOTHING
-    number, _, digest = row[0].partition(":")
-    return int(number), digest
+    try:
+        number, _, digest = row[0].partition(":")
+        return int(number), digest
+    except (TypeError, ValueError) as error:
+        raise AuditError("Expected the audit log's newest number and hash in the case store, found something else.", ADVICE) from error
 
 
 def append_entry(db: Database, entry: AuditEntry) -> AuditEntry:
@@ -72,12 +76,11 @@ def load_entries(db: Database, first: int = 1, limit: int | None = None) -> list
 def _read_entry(row: tuple[Any, ...]) -> AuditEntry:
     number, at, actor, action, subject, model_sha256, detail, digest = row
     try:
+        if not all(isinstance(text, str) for text in row[1:]):
+            raise TypeError("bytes for text")
         return AuditEntry(number, read_time(at), actor, action, subject, model_sha256, dict(json.loads(detail)), digest)
     except (ValueError, TypeError) as error:
         raise AuditError(f"Entry {number} of the audit log was changed: it cannot be read.", ADVICE) from error
-
-
-ADVICE = "Keep the files as they are, note who had the passphrase, and compare with the last backup."
 
 
 def verify_chain(db: Database) -> Iterator[AuditEntry]:

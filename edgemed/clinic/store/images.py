@@ -6,7 +6,7 @@ import hashlib
 
 from edgemed.clinic.records import CaseImage, ImageFacts, View
 from edgemed.clinic.store.cases import mark_changed, require_case
-from edgemed.clinic.store.rows import IMAGE, Row, read_image_row, spell_record, spell_time, storable
+from edgemed.clinic.store.rows import IMAGE, Row, is_whole, read_image_row, spell_record, spell_time, storable
 from edgemed.clinic.store.vault import Vault
 from edgemed.core.errors import InputError, StoreError
 
@@ -47,7 +47,7 @@ class Images(Vault):
             row = db.row("SELECT sha256, data FROM image JOIN image_data ON image_id = id WHERE id = ?", (image_id,))
         if row is None:
             raise _no_such_image(image_id)
-        if hashlib.sha256(row[1]).hexdigest() != row[0]:
+        if not is_whole(*row):
             raise StoreError(f"Expected the bytes that were added as image {image_id}, found others.", "Check with: edgemed audit verify")
         return bytes(row[1])
 

@@ -5,6 +5,7 @@ Times are ISO 8601 in UTC with microseconds; nested values are JSON, an absent o
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,6 +70,11 @@ def spell_record(value: Any) -> str:
 def spell_records(values: tuple[Any, ...]) -> str:
     """Several dataclasses as JSON."""
     return spell([asdict(v) for v in values])
+
+
+def is_whole(sha256: object, data: object) -> bool:
+    """Whether `data` is what was added. It may be anything in a store that was changed."""
+    return isinstance(data, bytes) and hashlib.sha256(data).hexdigest() == sha256
 
 
 @contextmanager
