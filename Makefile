@@ -1,5 +1,6 @@
 # Every target makes its own virtual environment where none is there. Overridable: PYTHON, VENV, CMAKE_ARGS, TORCH, TORCH_INDEX.
 #   make demo      install, pull the embedded model's base, convert, verify, ask, measure
+#   make chat      the clinic's terminal program
 #   make test      everything that CI runs
 #   CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_NATIVE=OFF" make demo      on a GPU
 
@@ -20,11 +21,15 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 METADATA = pyproject.toml setup.py
 
-.PHONY: demo test pytest lint docs docs-check bench clean FORCE
+.PHONY: demo chat test pytest lint docs docs-check bench clean FORCE
 
 demo: $(VENV)/.stamp-base
 	$(BIN)/edgemed models pull edgemed-demo
 	$(BIN)/edgemed demo
+
+chat: $(VENV)/.stamp-clinic
+	$(BIN)/edgemed models pull edgemed-demo
+	$(BIN)/edgemed chat
 
 test: pytest lint docs-check
 
@@ -56,6 +61,10 @@ $(VENV)/.cmake-args: FORCE | $(BIN)/python
 
 $(VENV)/.stamp-base: $(METADATA) $(VENV)/.cmake-args | $(BIN)/python
 	$(PIP) install $(BUILD_OPTIONS) -e .
+	@touch $@
+
+$(VENV)/.stamp-clinic: $(METADATA) $(VENV)/.stamp-base
+	$(PIP) install -e '.[clinic]'
 	@touch $@
 
 $(VENV)/.stamp-torch: | $(BIN)/python

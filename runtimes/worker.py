@@ -27,7 +27,7 @@ from runtimes.libmtmd import VisionTower
 from runtimes.messages import LoadReport, Token
 from runtimes.probes import check_vision
 from runtimes.scheduler import Scheduler
-from runtimes.system import physical_cores
+from runtimes.system import keep_freed_memory, physical_cores
 from runtimes.vision import EncodeThread, VisionEncoder
 from runtimes.wire import Cancel, Command, Load, pack_frame, read_frame, write_frame
 
@@ -97,6 +97,8 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     manifest, threads = artifact.manifest, settings.threads or physical_cores()
     check_pair(artifact, libllama.tensor_bytes)
     wants_gpu = settings.gpu_layers != 0 or settings.tower == "gpu"
+    if wants_gpu and libllama.has_gpu_library():
+        keep_freed_memory()
     if wants_gpu and settings.shrink_context:
         shrink_context(settings.device)
     elif not wants_gpu:

@@ -30,7 +30,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("edgemed ")
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["ask"], ["convert", "--bits", "four"], ["ask", "Q", "--max-tokens", "0"], ["audit"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["ask"], ["convert", "--bits", "four"], ["ask", "Q", "--max-tokens", "0"], ["serve"]])
 def test_usage_errors_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
     said = capsys.readouterr()

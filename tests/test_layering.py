@@ -46,6 +46,7 @@ SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "converters/kernels.py": (set(), {"numba"}),
     "edgemed/tui/catalogues.py": (set(), {"babel"}),
     "bench/demo_logits.py": (set(), {"torch", "transformers"}),
+    "bench/chat_tmux.py": (set(), {"rich", "pydicom"}),
     "bench/report_sample.py": ({"clinic"}, {"pydicom"}),
     "bench/report_check.py": ({"clinic"}, {"pydicom"}),
     "bench/report_validators.py": (set(), {"pydicom", "highdicom", "fhir", "pypdf", "markdown_it"}),

@@ -39,7 +39,8 @@ from tests.tui_fixture import (
 
 SMALL, LARGE = (80, 24), (120, 40)
 QUESTION = "Is there a fracture?"
-SCRIPT = Script(("A fracture of the distal radius is suspected.", "Findings: a line in the radius. Impression: fracture."), tokens_per_s=1e6)
+ANSWERS = ("A fracture of the distal radius is suspected.", "Findings: a line in the radius. Impression: fracture.")
+SCRIPT = Script(ANSWERS, tokens_per_s=1e6)
 Step = Callable[[Pilot[Any]], Awaitable[None]]
 
 

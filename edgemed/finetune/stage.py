@@ -122,7 +122,7 @@ class Deadline(TrainerCallback):
 class RoundingCallback(TrainerCallback):
     """Every REFRESH steps draws anew whether the LLM computes with 4-bit rounding errors, and brings them up to date."""
 
-    REFRESH = 4
+    REFRESH = 8
 
     def __init__(self, model: Any, share: float, seed: int) -> None:
         self.rounding, self.share, self.draw = LoraRounding(model), share, random.Random(seed)

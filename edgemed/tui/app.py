@@ -74,7 +74,7 @@ class ChatApp(BidiApp[None]):
     DataTable:focus > .datatable--cursor, OptionList:focus > .option-list--option-highlighted { background: $selected; color: $foreground; }
     ToggleButton > .toggle--button { color: $quiet; background: $quiet; }
     ToggleButton.-on > .toggle--button { color: $background; background: $success; }
-    .-theme-edgemed-contrast Button.-default { background: #303030; }
+    .-theme-edgemed-contrast Button { border: round $foreground; }
     ToastRack { dock: top; align: right top; }
     * { scrollbar-size-vertical: 1; scrollbar-color: $quiet; scrollbar-background: $background; }
     """

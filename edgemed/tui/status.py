@@ -53,7 +53,7 @@ class ModelState:
         doing = {
             "none": _("not loaded"),
             "loading": _("loading …"),
-            "ready": _("answering, Escape stops") if self.answering else _("ready"),
+            "ready": _("answering …") if self.answering else _("ready"),
             "failed": _("could not be loaded"),
         }[self.state]
         memory = format_bytes(self.memory_bytes) if self.memory_bytes else ""

@@ -215,9 +215,7 @@ class CaseScreen(ChatScreen):
         talk, event = self.query_one(Conversation), message.event
         if isinstance(event, Said):
             self._unsaid = ""
-            await talk.end(None)
             await talk.add(event.message)
-            await talk.begin()
         elif isinstance(event, Left):
             text = ngettext(
                 "The conversation is longer than the model can hold: the oldest question and its answer were not shown to it.",
