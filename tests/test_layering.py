@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "edgemed.core": (set(), {"pydantic", "numpy", "PIL", "tomli"}, set()),
     "edgemed.hub": ({"core"}, {"huggingface_hub"}, set()),
-    "edgemed.data": ({"core"}, {"numpy", "PIL"}, {"datasets"}),
+    "edgemed.data": ({"core"}, {"numpy", "PIL"}, {"datasets", "huggingface_hub"}),
     "edgemed.finetune": (
         {"core", "data", "report"},
         {"pydantic", "numpy", "PIL", "tomli", "torch", "transformers", "accelerate", "peft", "safetensors"},
@@ -50,6 +50,8 @@ SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "bench/report_sample.py": ({"clinic"}, {"pydicom"}),
     "bench/report_check.py": ({"clinic"}, {"pydicom"}),
     "bench/report_validators.py": (set(), {"pydicom", "highdicom", "fhir", "pypdf", "markdown_it"}),
+    "bench/feature_cache.py": ({"finetune"}, {"torch", "transformers"}),
+    "bench/finetune_gpu.py": ({"finetune"}, {"torch", "transformers"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
 

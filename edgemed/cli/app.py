@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgemed.cli import ask, cases, chat, convert, demo, finetune, measure, models, plan
+from edgemed.cli import ask, cases, chat, convert, data, demo, finetune, measure, models, plan
 
 app = typer.Typer(
     name="edgemed",
@@ -35,6 +35,7 @@ def options(
 
 app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
 app.add_typer(finetune.app, name="finetune")
 app.command("convert")(convert.convert)
 app.command("verify")(convert.verify)

@@ -39,6 +39,9 @@ Quant = Annotated[
     str | None, typer.Option("--quant", help="GGUF type of the language model instead of --bits, as Q4_K_M, Q8_0 or F16.", metavar="TYPE")
 ]
 VisionQuant = Annotated[str | None, typer.Option("--vision-quant", help="GGUF type of the vision tower instead of --bits.", metavar="TYPE")]
+To = Annotated[
+    str, typer.Option("--to", help="gguf, or hf: transformers' LlavaForConditionalGeneration, where fine-tuning starts.", metavar="FORMAT")
+]
 Calibrate = Annotated[
     str | None,
     typer.Option(
@@ -82,6 +85,13 @@ Context = Annotated[
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.", metavar="T", min=0.0)]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling, with a temperature above 0.", metavar="N")]
 
+LlmFolder = Annotated[Path, typer.Option("--llm", help="A bare language model as an HF checkpoint.", metavar="DIR")]
+TowerFolder = Annotated[Path, typer.Option("--tower", help="A CLIP or SigLIP vision tower as an HF checkpoint.", metavar="DIR")]
+NewOut = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.", metavar="DIR")]
+ImageToken = Annotated[
+    str, typer.Option("--image-token", help="Token that stands for an image; added to the tokenizer where it is not there.", metavar="TEXT")
+]
+FeatureLayer = Annotated[int, typer.Option("--feature-layer", help="Which of the tower's hidden states is used.", metavar="N")]
 Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]
 Device = Annotated[str, typer.Option("--device", help="cpu, gpu (or cuda), rtx3050, rtx3080 or jetson.", metavar="NAME")]
 LoadDevice = Annotated[
@@ -140,3 +150,28 @@ ReportLanguage = Annotated[
 ]
 Look = Annotated[str, typer.Option("--theme", help="dark, light or contrast; the user's setting where left out.", metavar="NAME")]
 Fake = Annotated[bool, typer.Option("--fake", help="Answers that are made up, without a model.", hidden=True)]
+
+SourceSets = Annotated[list[str], typer.Argument(help="Data sets as NAME=PATH.", metavar="NAME=PATH...")]
+Splits = Annotated[
+    list[str] | None,
+    typer.Option("--split", help="A part of each data set; can be given several times. train where left out.", metavar="NAME"),
+]
+TokenizerOf = Annotated[
+    Path | None,
+    typer.Option("--model", help="The checkpoint to train: also check labels and lengths with its tokenizer (train extra).", metavar="DIR"),
+]
+MaxRowTokens = Annotated[int, typer.Option("--max-tokens", help="Longest row that the recipe allows.", metavar="N", min=16)]
+UrlList = Annotated[Path, typer.Argument(help="LLaVA-Med's list, llava_med_image_urls.jsonl.", metavar="LIST")]
+FiguresOut = Annotated[Path, typer.Option("--out", help="Folder for the figures.", metavar="DIR")]
+FiguresFor = Annotated[
+    Path | None, typer.Option("--for", help="Only the figures that this LLaVA file names, as llava_med_instruct_10k.json.", metavar="FILE")
+]
+FiguresLimit = Annotated[int | None, typer.Option("--limit", help="Only the first N figures.", metavar="N", min=1)]
+Jobs = Annotated[int, typer.Option("--jobs", help="Archives at once.", metavar="N", min=1, max=64)]
+Mirror = Annotated[
+    str | None, typer.Option("--mirror", help="What stands for everything before oa_package/ in the list's addresses.", metavar="URL")
+]
+RetryGone = Annotated[bool, typer.Option("--retry-gone", help="Ask again for what was gone or unusable.")]
+HubSet = Annotated[str, typer.Argument(help="A data set of the hub, as flaviagiammarino/vqa-rad.", metavar="REPO")]
+Revision = Annotated[str, typer.Option("--revision", help="Its branch, tag or commit.", metavar="NAME")]
+HubSetOut = Annotated[Path, typer.Option("--out", help="Folder to write; it must not be there yet.", metavar="DIR")]
