@@ -106,6 +106,41 @@ Save = Annotated[
     typer.Option("--save", help="Write the measurement as .json, .md or .png (plots extra); can be given several times.", metavar="FILE"),
 ]
 
+JudgedQuestions = Annotated[
+    Path, typer.Argument(help="JSON lines with reference answers, as LLaVA-Med's llava_med_eval_qa50_qa.jsonl.", metavar="QUESTIONS")
+]
+JudgedAnswers = Annotated[Path, typer.Argument(help="A model's answers to them: JSON lines with question_id and text.", metavar="ANSWERS")]
+JudgeOut = Annotated[
+    Path, typer.Option("--out", help="Folder for replies, scores and tables; a run that was cut off goes on.", metavar="DIR")
+]
+JudgeName = Annotated[
+    str | None,
+    typer.Option("--judge", help="A model's name at an OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY.", metavar="NAME"),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint", help="The endpoint's address, as http://localhost:8080/v1; OpenAI's where left out.", metavar="URL"),
+]
+Gguf = Annotated[Path | None, typer.Option("--gguf", help="Judge offline with this language model instead of an endpoint.", metavar="FILE")]
+Instruction = Annotated[
+    Path | None,
+    typer.Option(
+        "--instruction", help="What the judge is told to do, as LLaVA-Med's own text; a text of ours where left out.", metavar="FILE"
+    ),
+]
+JudgeProtocol = Annotated[str, typer.Option("--protocol", help="LLaVA-Med's version, v1.5 or v1.0.", metavar="NAME")]
+BothOrders = Annotated[
+    bool, typer.Option("--both-orders", help="Ask twice with the answers exchanged: adds wins, ties and intervals to the protocol's table.")
+]
+Parallel = Annotated[int, typer.Option("--parallel", help="Questions asked of an endpoint at once.", metavar="N", min=1, max=64)]
+Attempts = Annotated[
+    int, typer.Option("--attempts", help="How often an endpoint is asked until its reply holds two scores.", metavar="N", min=1)
+]
+Prices = Annotated[
+    str | None, typer.Option("--price", help="Dollars a million tokens of prompts and of replies, as 30,60.", metavar="PROMPT,REPLY")
+]
+EstimateOnly = Annotated[bool, typer.Option("--estimate", help="Tell what it will cost, and stop.")]
+
 Store = Annotated[
     Path | None, typer.Option("--store", help="The case store; by default the one in edgemed's own data folder.", metavar="FILE")
 ]
