@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgemed.cli import ask, cases, chat, convert, demo, finetune, judge, measure, models, plan
+from edgemed.cli import ask, cases, chat, convert, demo, finetune, judge, measure, models, pareto, plan
 
 app = typer.Typer(
     name="edgemed",
@@ -44,5 +44,6 @@ app.command("plan")(plan.plan)
 app.command("bench")(measure.bench)
 app.command("eval")(measure.evaluate)
 app.command("judge")(judge.judge)
+app.command("pareto")(pareto.pareto)
 app.add_typer(cases.app, name="cases")
 app.add_typer(cases.audit, name="audit")

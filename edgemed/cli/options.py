@@ -141,6 +141,22 @@ Prices = Annotated[
 ]
 EstimateOnly = Annotated[bool, typer.Option("--estimate", help="Tell what it will cost, and stop.")]
 
+ResultFiles = Annotated[
+    list[Path], typer.Argument(help="Files that `edgemed eval --json` and `edgemed bench --json` have written.", metavar="RESULTS...")
+]
+ParetoOut = Annotated[Path, typer.Option("--out", help="Folder for the picture, the document and the page.", metavar="DIR")]
+ScoreProtocol = Annotated[str, typer.Option("--protocol", help="Which of an evaluation's protocols counts.", metavar="NAME")]
+Metrics = Annotated[str | None, typer.Option("--metric", help="closed or open; both where left out.", metavar="NAME")]
+WithPublished = Annotated[bool, typer.Option("--with-published", help="Show others' published figures beside ours.")]
+PublishedFile = Annotated[
+    Path | None, typer.Option("--published", help="Published figures of your own, in the form of published.toml.", metavar="FILE")
+]
+DeviceBudget = Annotated[
+    str | None, typer.Option("--device", help="Name the best model for it: cpu, gpu, rtx3050, rtx3080 or jetson.", metavar="NAME")
+]
+MemoryBudget = Annotated[str | None, typer.Option("--budget", help="Name the best model within so much memory, as 4GB.", metavar="SIZE")]
+LeastSpeed = Annotated[float, typer.Option("--min-speed", help="Least tokens a second of the best model.", metavar="N", min=0.0)]
+
 Store = Annotated[
     Path | None, typer.Option("--store", help="The case store; by default the one in edgemed's own data folder.", metavar="FILE")
 ]

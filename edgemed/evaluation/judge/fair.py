@@ -10,10 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from edgemed.evaluation.judge.questions import Item
 from edgemed.evaluation.judge.summary import Scores
@@ -91,14 +90,14 @@ class _Draws:
         rng = np.random.default_rng(0)
         self._counts = rng.multinomial(self.images, np.full(self.images, 1 / self.images), DRAWS).astype(np.float64)
 
-    def ratio(self, above: NDArray[Any], below: NDArray[Any]) -> Estimate:
+    def ratio(self, above: ArrayLike, below: ArrayLike) -> Estimate:
         """Σ above / Σ below with its interval."""
-        value = float(above.sum() / below.sum())
+        value = float(np.sum(above) / np.sum(below))
         if self.images < 2:
             return Estimate(value, None, None)
         drawn = (self._counts @ self._sums(above)) / (self._counts @ self._sums(below))
         low, high = np.percentile(drawn, [(100 - LEVEL) / 2, (100 + LEVEL) / 2])
         return Estimate(value, float(low), float(high))
 
-    def _sums(self, values: NDArray[Any]) -> F64:
-        return np.bincount(self._group, values, self.images).astype(np.float64)
+    def _sums(self, values: ArrayLike) -> F64:
+        return np.bincount(self._group, np.asarray(values, np.float64), self.images).astype(np.float64)
