@@ -65,5 +65,5 @@ $(VENV)/.stamp-torch: | $(BIN)/python
 	@touch $@
 
 $(VENV)/.stamp-test: $(METADATA) $(VENV)/.stamp-torch $(VENV)/.stamp-base
-	$(PIP) install -e '.[dev,train,plots,clinic,eval]'
+	$(PIP) install -e '.[dev,train,plots,clinic,judge]'
 	@touch $@

@@ -20,7 +20,6 @@ REPLIES = {
     "half": "8",
     "empty": "",
     "comma": "8, 9\nWith a comma.",
-    "late": "\n8 9",
 }
 
 

@@ -117,7 +117,7 @@ JudgeName = Annotated[
     str | None,
     typer.Option("--judge", help="A model's name at an OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY.", metavar="NAME"),
 ]
-Endpoint = Annotated[
+JudgeEndpoint = Annotated[
     str | None,
     typer.Option("--endpoint", help="The endpoint's address, as http://localhost:8080/v1; OpenAI's where left out.", metavar="URL"),
 ]

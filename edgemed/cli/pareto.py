@@ -49,7 +49,7 @@ def pareto(
     from edgemed.core.files import save_text
     from edgemed.evaluation import pareto_report
     from edgemed.evaluation.pareto import build_panels, choose
-    from edgemed.evaluation.results import load_results
+    from edgemed.evaluation.result_files import load_results
     from edgemed.report.plots import require_plots
     from edgemed.report.scatter import save_charts
 
@@ -80,11 +80,11 @@ def pareto(
 
 def _metrics(metric: str | None) -> tuple[str, ...]:
     from edgemed.core.errors import InputError
-    from edgemed.evaluation.results import METRICS
+    from edgemed.evaluation.result_files import METRICS
 
     if metric is not None and metric not in METRICS:
         raise InputError(f"Expected --metric {' or '.join(METRICS)}, found '{metric}'.", "Leave it out for both.")
-    return METRICS if metric is None else (metric,)
+    return tuple(METRICS) if metric is None else (metric,)
 
 
 def _target(device: str | None, budget: str | None, min_speed: float) -> tuple[str, int | None, str | None]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgemed.core.errors import InputError
-from edgemed.evaluation.results import Cost, Results, Score
+from edgemed.evaluation.result_files import Cost, Results, Score
 
 # Fewer points than this, or fewer different places, bear no curve of two coefficients.
 LEAST_FIT_POINTS = 3

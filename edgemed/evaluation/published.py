@@ -99,7 +99,7 @@ class Published(Frozen):
 
     @model_validator(mode="after")
     def _check_sources(self) -> Published:
-        rows = (*self.memory, *self.accuracy, *self.claim, *self.missing)
+        rows: tuple[Memory | Accuracy | Claim | Missing, ...] = (*self.memory, *self.accuracy, *self.claim, *self.missing)
         unknown = {row.source for row in rows} - set(self.source)
         if unknown:
             raise ValueError(f"expected [source] entries for {', '.join(sorted(unknown))}, found none")

@@ -1,4 +1,4 @@
-"""Who judges: an OpenAI-compatible endpoint (the `eval` extra), or a GGUF through our own engine.
+"""Who judges: an OpenAI-compatible endpoint (the `judge` extra), or a GGUF through our own engine.
 
     judge = EndpointJudge("gpt-4", base_url=None)         # key from OPENAI_API_KEY, address from OPENAI_BASE_URL, as that client does
     reply = judge.ask(messages)                           # Reply, or EndpointError
@@ -56,7 +56,7 @@ class EndpointJudge:
         try:
             import openai
         except ModuleNotFoundError as error:
-            raise MissingExtraError.of("Asking an endpoint", "eval") from error
+            raise MissingExtraError.of("Asking an endpoint", "judge") from error
         self.name = model
         self._openai = openai
         # A server of one's own rarely wants a key, but the client insists on one.

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemed.core.errors import InputError
+from edgemed.core.errors import EdgemedError, InputError
 from edgemed.evaluation.judge.journal import Journal, Key, Review, open_journal
 from edgemed.evaluation.judge.judges import Judge, Reply
 from edgemed.evaluation.judge.protocol import Message, ReplyError, build_messages, hash_instruction, read_scores
@@ -95,8 +96,16 @@ def _is_open(journal: Journal, ask: Ask, judge: Judge) -> bool:
 
 
 def _ask_all(asks: Sequence[Ask], judge: Judge, plan: Plan, journal: Journal, progress: Callable[[int], None]) -> None:
+    stop = threading.Event()
+
     def work(ask: Ask) -> None:
-        journal.add(ask_once(ask, judge, plan.attempts))
+        if stop.is_set():
+            return
+        try:
+            journal.add(ask_once(ask, judge, plan.attempts))
+        except EdgemedError:
+            stop.set()  # before another thread takes the next question
+            raise
 
     pool = ThreadPoolExecutor(plan.parallel, thread_name_prefix="judge")
     try:
@@ -105,6 +114,7 @@ def _ask_all(asks: Sequence[Ask], judge: Judge, plan: Plan, journal: Journal, pr
             progress(done)
     finally:
         # After an error or Ctrl-C nothing new is asked; what is under way is waited for, and kept.
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 

@@ -19,8 +19,9 @@ from typing import Any
 from edgemed.core.errors import InputError
 from edgemed.core.files import os_errors
 
-SCHEMA_VERSION = 1
-METRICS = ("closed", "open")
+# 1: scores only, without a number in the document; 2: protocols with intervals beside them.
+SCHEMA_VERSION = 2
+METRICS = {"closed": "closed accuracy", "open": "open recall"}
 # What `scores` of an evaluation without named protocols is.
 DEFAULT_PROTOCOL = "strict"
 _HINT = "Name files that `edgemed eval --json` and `edgemed bench --json` have written."
@@ -103,9 +104,9 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 
 def _read_document(data: Mapping[str, Any], path: Path, found: _Found) -> None:
-    version = data.get("schema_version", SCHEMA_VERSION)
+    version = data.get("schema_version", 1)
     if not isinstance(version, int) or version > SCHEMA_VERSION:
-        raise InputError(f"Expected results of schema {SCHEMA_VERSION} in {path.name}, found {version}.", "Use a newer edgemed.")
+        raise InputError(f"Expected results of schema {SCHEMA_VERSION} or below in {path.name}, found {version}.", "Use a newer edgemed.")
     rows = data.get("results", [data])
     if not isinstance(rows, list):
         raise InputError(f"Expected a list of results in {path.name}, found {type(rows).__name__}.", _HINT)
@@ -120,7 +121,7 @@ def _read_row(row: Mapping[str, Any], document: Mapping[str, Any], found: _Found
     if "decode_tokens_per_s" in row:
         found.costs.append(_cost(row, document))
     elif "scores" in row or "protocols" in row:
-        if row.get("blank") or row.get("control") not in (None, "", "none"):
+        if row.get("blank"):
             found.notes.append(f"{where} is a control without the real image: left out")
             return
         found.scores.extend(_scores(row))
@@ -129,7 +130,7 @@ def _read_row(row: Mapping[str, Any], document: Mapping[str, Any], found: _Found
 
 
 def _model(row: Mapping[str, Any]) -> str:
-    return Path(str(row["artifact"])).name
+    return Path(str(row["artifact"])).name if row.get("artifact") else str(row["model_id"])
 
 
 def _cost(row: Mapping[str, Any], document: Mapping[str, Any]) -> Cost:
@@ -155,19 +156,19 @@ def _number(value: Any) -> float:
 def _scores(row: Mapping[str, Any]) -> Iterable[Score]:
     protocols = row["protocols"] if "protocols" in row else {DEFAULT_PROTOCOL: row["scores"]}
     for protocol, values in protocols.items():
-        for metric in METRICS:
-            value = values.get(metric)
-            if value is None:
+        for metric, long_name in METRICS.items():
+            value = values.get(long_name, values.get(metric))
+            if value is None or (isinstance(value, Mapping) and value["percent"] is None):
                 continue
             percent, low, high, count = _metric(value, values.get(f"{metric}_n"), row, metric)
             yield Score(_model(row), str(row["dataset"]), str(row["split"]), str(protocol), metric, percent, low, high, count)
 
 
 def _metric(value: Any, count: Any, row: Mapping[str, Any], metric: str) -> tuple[float, float | None, float | None, int]:
-    """A bare number with its count beside it, or {value, low, high, n}."""
+    """A bare number with its count beside it, or {percent, low, high, n}."""
     if isinstance(value, Mapping):
         bounds = [None if value.get(name) is None else _number(value[name]) for name in ("low", "high")]
-        return _number(value["value"]), bounds[0], bounds[1], int(value["n"])
+        return _number(value["percent"]), bounds[0], bounds[1], int(value["n"])
     low, high = _interval([a.get("points") for a in row.get("answers", ()) if a.get("answer_type") == metric])
     return _number(value), low, high, int(count or 0)
 
