@@ -83,8 +83,8 @@ def _curve(fit: LogFit | None, xs: Sequence[float]) -> tuple[tuple[float, float]
 def _formula(fit: LogFit | None, unit: str) -> str:
     if fit is None:
         return ""
-    sign = "+" if fit.slope >= 0 else "−"
-    return f"{fit.intercept:.1f} {sign} {abs(fit.slope):.2f} · ln({unit}), R² {fit.r2:.2f}, {fit.points} points"
+    text = f"{fit.intercept:.1f} {'+' if fit.slope >= 0 else '-'} {abs(fit.slope):.2f} · ln({unit}), R² {fit.r2:.2f}, {fit.points} points"
+    return text.replace("-", "−")
 
 
 def panel_rows(panel: Panel) -> list[tuple[str, ...]]:

@@ -8,6 +8,7 @@ what it shows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,8 +169,9 @@ def _label(figure: Any, ax: Any, chart: Chart) -> None:
     back = ax.transData.inverted()
     for text, anchor, centre, size in zip(texts, anchors, centres, sizes, strict=True):
         text.set(position=back.transform(centre), transform=ax.transData, ha="center", va="center")
-        edge = _nearest(anchor, centre, size)
-        if (edge[0] - anchor[0]) ** 2 + (edge[1] - anchor[1]) ** 2 > _LEADER_PX**2:
+        x, y, half_width, half_height = *centre, size[0] / 2, size[1] / 2
+        edge = Box(x - half_width, y - half_height, x + half_width, y + half_height).nearest(anchor)
+        if math.dist(edge, anchor) > _LEADER_PX:
             ends = [back.transform(anchor), back.transform(edge)]
             ax.plot([p[0] for p in ends], [p[1] for p in ends], color="#999999", lw=0.6, zorder=1)
 
@@ -178,13 +180,6 @@ def _anchor(ax: Any, mark: Mark) -> tuple[float, float]:
     """A point's pixels, or those of a tick's upper end."""
     x, y = ax.transData.transform((mark.x, ax.get_ylim()[0] if mark.y is None else mark.y))
     return float(x), float(y) + (_TICK_PX if mark.y is None else 0.0)
-
-
-def _nearest(anchor: tuple[float, float], centre: tuple[float, float], size: tuple[float, float]) -> tuple[float, float]:
-    """The point of a label's box that is nearest to its anchor."""
-    x = min(max(anchor[0], centre[0] - size[0] / 2), centre[0] + size[0] / 2)
-    y = min(max(anchor[1], centre[1] - size[1] / 2), centre[1] + size[1] / 2)
-    return x, y
 
 
 def _obstacles(ax: Any, chart: Chart, anchors: Sequence[tuple[float, float]], renderer: Any) -> list[Box]:
