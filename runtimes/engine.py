@@ -27,9 +27,9 @@ from edgemed.core.images import load_image, prepare
 from edgemed.core.manifest import Artifact, verify_files
 from runtimes.account import lacks_memory
 from runtimes.memory import measure_memory
-from runtimes.messages import EngineSettings, EngineStats, Event, Failed, Finished, LoadReport, PreparedImage, Request, Token
+from runtimes.messages import Collected, EngineSettings, EngineStats, Event, Failed, Finished, LoadReport, PreparedImage, Request, Token
 from runtimes.process import Pending, WorkerProcess
-from runtimes.wire import Cancel, Embed, Evaluate, Load, SchedulerStats, Stats, Submit, Tokenize
+from runtimes.wire import Cancel, Embed, Evaluate, Load, SchedulerStats, Stats, Submit, SubmitGroup, Tokenize
 
 F32 = NDArray[np.float32]
 
@@ -142,6 +142,29 @@ class Engine:
 
     def submit(self, request: Request) -> Stream:
         """Start a request; iterate for its events. Raises InputError for images or text that do not fit, or EngineError."""
+        self._check_request(request)
+        for _ in range(2):
+            process = self._live()
+            try:
+                return Stream(process, process.begin(Submit(request)))
+            except EngineDiedError as error:
+                died = error  # it died unnoticed, before this request reached it: start it anew
+        raise died
+
+    def ask_group(self, requests: Sequence[Request]) -> list[Collected | EdgemedError]:
+        """Answer requests together, with nothing else beside them: the same group always gets the same answers. See groups.py.
+
+        A request that does not fit is an error in its place; raises InputError as `submit` does, EngineDiedError where the worker ends.
+        Texts are as the model wrote them (`core.conversation.clean_answer` makes them readable).
+        """
+        for request in requests:
+            self._check_request(request)
+        reply = self._live().call(SubmitGroup(tuple(requests)))
+        if not isinstance(reply, list):
+            raise EngineError(f"Expected a list from the engine, found {type(reply).__name__}.")
+        return reply
+
+    def _check_request(self, request: Request) -> None:
         self._check_images(request.images)
         wanted = sum(turn.images for turn in request.turns)
         if wanted != len(request.images):
@@ -150,13 +173,6 @@ class Engine:
         _check_text([*(turn.text for turn in request.turns), *request.stop])
         if request.max_tokens < 1 or not request.turns or request.turns[-1].role != "user":
             raise InputError("Expected turns that end with the user's, and max_tokens of at least 1.", "Check the request.")
-        for _ in range(2):
-            process = self._live()
-            try:
-                return Stream(process, process.begin(Submit(request)))
-            except EngineDiedError as error:
-                died = error  # it died unnoticed, before this request reached it: start it anew
-        raise died
 
     def ask(self, turns: str | Sequence[Turn], images: Sequence[Path | PreparedImage] = (), **options: Any) -> Finished:
         """Collect an answer, its text cleaned of stop strings and labels. A plain question is one turn with all the images."""

@@ -158,6 +158,15 @@ Event = Token | Finished | Failed
 
 
 @dataclass(frozen=True)
+class Collected:
+    """A request of a group, answered: `logprobs` are the tokens' natural logarithms, in order, where the request asked for them."""
+
+    finished: Finished
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Buffer:
     """Memory that llama.cpp or libmtmd holds: weights, cache, output, compute, tower weights or tower compute; where; bytes."""
 

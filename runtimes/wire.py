@@ -39,6 +39,13 @@ class Submit:
 
 
 @dataclass(frozen=True)
+class SubmitGroup:
+    """Answer requests together, from an empty cache and with nothing else beside them. Reply: a list of Collected or EdgemedError."""
+
+    requests: tuple[Request, ...]
+
+
+@dataclass(frozen=True)
 class Cancel:
     """Stop the request that has this frame's id. No reply of its own."""
 
@@ -90,7 +97,7 @@ class SchedulerStats:
     account: tuple[Buffer, ...] = ()
 
 
-Command = Load | Submit | Cancel | Stats | Embed | Evaluate | Tokenize
+Command = Load | Submit | SubmitGroup | Cancel | Stats | Embed | Evaluate | Tokenize
 
 
 def pack_frame(value: object) -> bytes:

@@ -96,10 +96,42 @@ GpuLayers = Annotated[int | None, typer.Option("--gpu-layers", help="Layers on t
 Tower = Annotated[
     str | None, typer.Option("--tower", help="Where the vision tower is computed, gpu or cpu; chosen where left out.", metavar="WHERE")
 ]
-Datasets = Annotated[list[str], typer.Option("--dataset", help="A data set as NAME=PATH; can be given several times.", metavar="NAME=PATH")]
+Datasets = Annotated[
+    list[str],
+    typer.Option(
+        "--dataset",
+        help="A data set, as slake=PATH, slake:test=PATH or, for a fifth of its images, vqa-rad:all@1/5=PATH; can be given several times.",
+        metavar="NAME=PATH",
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N questions of each data set.", metavar="N", min=1)]
 Split = Annotated[str, typer.Option("--split", help="Which part of each data set.", metavar="NAME")]
 Blank = Annotated[bool, typer.Option("--blank", help="Show an empty image each time: what a model answers without seeing.")]
+Looks = Annotated[bool, typer.Option("--looks", help="Ask again with a blank, a mirrored and another image; tell how many answers stay.")]
+CalibrateRun = Annotated[
+    bool, typer.Option("--calibrate", help="Leave calibration.json beside the model: how often such answers are right, and when to refer.")
+]
+TrainedOn = Annotated[
+    list[str] | None,
+    typer.Option("--trained-on", help="What the model was trained on: images that are there too are counted.", metavar="NAME=PATH"),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="Keep predictions there, and go on from them where an earlier run was cut.", metavar="DIR"),
+]
+PredictionFile = Annotated[
+    Path | None, typer.Option("--predictions", help="Score this prediction file (JSON lines) instead of asking a model.", metavar="FILE")
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint", help="Ask a server that speaks OpenAI's protocol; the key is read from OPENAI_API_KEY.", metavar="URL"),
+]
+EndpointModel = Annotated[str | None, typer.Option("--endpoint-model", help="The model's name at that server.", metavar="NAME")]
+ReferenceModel = Annotated[
+    Path | None,
+    typer.Option("--reference", help="Ask transformers with a checkpoint of `edgemed finetune`; needs the train extra.", metavar="DIR"),
+]
+Slots = Annotated[int, typer.Option("--slots", help="Questions about one image that are answered at once.", metavar="N", min=1, max=256)]
 Questions = Annotated[int, typer.Option("--questions", help="Questions that are measured, three to an image.", metavar="N", min=1)]
 Save = Annotated[
     list[Path] | None,

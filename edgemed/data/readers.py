@@ -70,7 +70,9 @@ def _rows(path: Path) -> list[Row]:
 def _field(row: Row, key: str, path: Path, position: int) -> str:
     if key not in row:
         raise DatasetError(f"Expected the field '{key}' in row {position} of {path}, found {', '.join(row)}.", "Check the file's format.")
-    return str(row[key]).strip()
+    value = row[key]
+    # An answer may be a number, or a list of them.
+    return (", ".join(map(str, value)) if isinstance(value, list) else str(value)).strip()
 
 
 def _answer_type(value: str) -> AnswerType:
@@ -86,6 +88,9 @@ def _read_slake(folder: Path, split: str) -> list[Sample]:
             _field(row, "question", path, i),
             _field(row, "answer", path, i),
             _answer_type(_field(row, "answer_type", path, i)),
+            modality=str(row.get("modality", "")),
+            organ=str(row.get("location", "")),
+            native_type=str(row["answer_type"]).strip(),
         )
         for i, row in enumerate(_rows(path))
         if row.get("q_lang") == "en"
@@ -104,6 +109,8 @@ def _read_vqa_rad(folder: Path, split: str) -> list[Sample]:
             _field(row, "question", path, i),
             _field(row, "answer", path, i),
             _answer_type(_field(row, "answer_type", path, i)),
+            organ=str(row.get("image_organ", "")),
+            native_type=str(row["answer_type"]).strip(),
         )
         for i, row in enumerate(_rows(path))
         if chosen[split](_field(row, "phrase_type", path, i).startswith("test_"))
@@ -119,6 +126,7 @@ def _read_pathvqa(folder: Path, split: str) -> list[Sample]:
             _field(row, "question", path, i),
             _field(row, "answer", path, i),
             _answer_type(_field(row, "answer_type", path, i)),
+            native_type=str(row["answer_type"]).strip(),
         )
         for i, row in enumerate(_rows(path))
     ]
@@ -133,9 +141,9 @@ def _read_llava(path: Path, split: str) -> list[Sample]:
         if not isinstance(rounds, list) or len(rounds) < 2 or len(rounds) % 2:
             raise DatasetError(f"Expected pairs of 'human' and 'gpt' in row {i} of {file}, found {rounds!r:.80}.", "Check the row.")
         image = _find_image(file.parent, str(row["image"])) if row.get("image") else None
-        samples.append(
-            Sample(str(row.get("id", i)), image, tuple(_turns(rounds, image, file, i)), _answer_type(str(row.get("answer_type", ""))))
-        )
+        kind = str(row.get("answer_type", "")).strip()
+        turns = tuple(_turns(rounds, image, file, i))
+        samples.append(Sample(str(row.get("id", i)), image, turns, _answer_type(kind), native_type=kind))
     return samples
 
 
