@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from judge_fixture import DOMAINS, make_files, make_row, save_lines
 from openai_server import OpenAiServer
+from PIL import Image
+from runtimes_pair import make_artifact
 
 from edgemed.cli import run as run_cli
 from edgemed.core.errors import DatasetError, EndpointError, InputError
@@ -483,3 +485,60 @@ def test_useless_replies_are_warned_of_and_all_useless_is_an_error(server: OpenA
 def test_wrong_options_are_one_sentence(tmp_path: Path, say: Any, options: tuple[str, ...], says: str) -> None:
     code, result, errors = say("judge", *make_files(tmp_path, 1), "--out", tmp_path / "o", *options)
     assert code == 1 and result is None and says in errors and "unforeseen" not in errors
+
+
+# -- a model of ours answers first --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    make_artifact(folder)
+    return folder
+
+
+def make_images(folder: Path, count: int = 5) -> Path:
+    folder.mkdir()
+    for number in range(count):
+        Image.new("RGB", (20, 20), (40 * number, 90, 200)).save(folder / f"p{number}.jpg")
+    return folder
+
+
+def test_a_converted_model_answers_and_is_judged(
+    server: OpenAiServer, tiny: Path, tmp_path: Path, say: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgemed.evaluation.judge.answers.MAX_TOKENS", 4)  # a random model does not end by itself
+    questions, _ = make_files(tmp_path)
+    images = make_images(tmp_path / "images")
+    arguments = ("judge", questions, "--model", tiny, "--image-folder", images, "--judge", "m", "--endpoint", server.url)
+    code, result, _ = say(*arguments, "--out", tmp_path / "out")
+    assert code == 0 and result["table"]["overall"]["data_size"] == 12
+    path = tmp_path / "out/answers.jsonl"
+    whole = path.read_bytes()
+    rows = [json.loads(line) for line in whole.splitlines()]
+    assert [row["question_id"] for row in rows] == [str(n) for n in range(1, 13)]
+    assert rows[0]["prompt"] == "What is shown in 1?" and rows[0]["model_id"] == "model" and rows[0]["metadata"]["tokens_generated"] > 0
+    # Killed in its sixth answer, and gone on from there: the same bytes.
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[:5]) + b'{"question_id": "6", "te')
+    assert say(*arguments, "--out", tmp_path / "out")[0] == 0 and path.read_bytes() == whole
+    path.write_bytes(whole.replace(b"manifest_sha256", b"somebody_elses_"))
+    code, _, errors = say(*arguments, "--out", tmp_path / "out")
+    assert code == 1 and "found those of another" in errors
+
+
+def test_what_answering_lacks_is_told(tiny: Path, tmp_path: Path, say: Any) -> None:
+    questions, _ = make_files(tmp_path)
+    code, _, errors = say("judge", questions, "--judge", "m", "--out", tmp_path / "out")
+    assert code == 1 and "Expected ANSWERS, or --model DIR with --image-folder DIR" in errors
+    images = make_images(tmp_path / "images", 2)
+    code, _, errors = say("judge", questions, "--model", tiny, "--image-folder", images, "--judge", "m", "--out", tmp_path / "out")
+    assert code == 1 and "p2.jpg, found none (7 of 12 questions lack theirs)" in errors
+
+
+def test_a_limit_takes_the_first_questions_and_their_answers(tmp_path: Path) -> None:
+    questions, answers = make_files(tmp_path)
+    assert [item.id for item in load_items(questions, answers, V15, limit=2)] == ["1", "2"]
+    save_lines(answers, [{"question_id": 1, "text": "x"}, {"question_id": 2, "text": "y"}])
+    assert [item.answer for item in load_items(questions, answers, V15, limit=2)] == ["x", "y"]
+    with pytest.raises(DatasetError, match="10 without an answer"):
+        load_items(questions, answers, V15)

@@ -13,13 +13,15 @@ from edgemed.cli.options import (
     Attempts,
     BothOrders,
     Context,
+    Endpoint,
     EstimateOnly,
     Gguf,
+    ImageFolder,
     Instruction,
     Json,
     JudgedAnswers,
+    JudgedModel,
     JudgedQuestions,
-    JudgeEndpoint,
     JudgeName,
     JudgeOut,
     JudgeProtocol,
@@ -43,10 +45,12 @@ JUDGE_CONTEXT_TOKENS = 8192
 
 def judge(
     questions: JudgedQuestions,
-    answers: JudgedAnswers,
+    answers: JudgedAnswers = None,
     out_dir: JudgeOut = Path("judged"),
+    model: JudgedModel = None,
+    image_folder: ImageFolder = None,
     judge: JudgeName = None,
-    endpoint: JudgeEndpoint = None,
+    endpoint: Endpoint = None,
     gguf: Gguf = None,
     instruction: Instruction = None,
     protocol: JudgeProtocol = "v1.5",
@@ -72,7 +76,8 @@ def judge(
     out = Output(json=json, quiet=quiet)
     rules, told = find_protocol(protocol), read_instruction(instruction)
     dollars = parse_price(price) if price is not None else None
-    items = load_items(questions, answers, rules)[:limit]
+    told_answers = answers or answer_first(questions, model, image_folder, out_dir, limit, out)
+    items = load_items(questions, told_answers, rules, limit)
     expected = estimate_cost(build_asks(items, told, both_orders), dollars)
     out.note(f"Expected: {describe_cost(expected)}.")
     if estimate:
@@ -83,6 +88,24 @@ def judge(
         plan = Plan(both_orders, 1 if gguf else parallel, attempts)
         outcome = _run(items, somebody, rules, told, instruction, out_dir, plan, dollars, out)
     _show(outcome, out_dir, out)
+
+
+def answer_first(questions: Path, model: Path | None, images: Path | None, folder: Path, limit: int | None, out: Output) -> Path:
+    """Answers of a model of ours, in the output folder. Raises InputError, and what asking raises."""
+    from edgemed.cli.compose import engine_settings, require_artifact
+    from edgemed.core.errors import InputError
+    from edgemed.evaluation.judge.answers import answer_questions
+    from runtimes.engine import Engine
+
+    if model is None or images is None:
+        raise InputError(
+            "Expected ANSWERS, or --model DIR with --image-folder DIR, found neither.", "Name the answers or who is to answer."
+        )
+    artifact = require_artifact(model, out)
+    path = folder / "answers.jsonl"
+    with Engine.open(artifact, engine_settings(artifact)) as engine, out.progress() as bar:
+        answer_questions(engine, questions, images, path, limit, partial(bar, "Answering"))
+    return path
 
 
 def find_protocol(name: str) -> Protocol:

@@ -141,17 +141,20 @@ Save = Annotated[
 JudgedQuestions = Annotated[
     Path, typer.Argument(help="JSON lines with reference answers, as LLaVA-Med's llava_med_eval_qa50_qa.jsonl.", metavar="QUESTIONS")
 ]
-JudgedAnswers = Annotated[Path, typer.Argument(help="A model's answers to them: JSON lines with question_id and text.", metavar="ANSWERS")]
+JudgedAnswers = Annotated[
+    Path | None,
+    typer.Argument(help="A model's answers to them: JSON lines with question_id and text; left out with --model.", metavar="[ANSWERS]"),
+]
+JudgedModel = Annotated[
+    Path | None, typer.Option("--model", help="Have this converted model answer first, about the images of --image-folder.", metavar="DIR")
+]
+ImageFolder = Annotated[Path | None, typer.Option("--image-folder", help="Where the questions' images are.", metavar="DIR")]
 JudgeOut = Annotated[
     Path, typer.Option("--out", help="Folder for replies, scores and tables; a run that was cut off goes on.", metavar="DIR")
 ]
 JudgeName = Annotated[
     str | None,
     typer.Option("--judge", help="A model's name at an OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY.", metavar="NAME"),
-]
-JudgeEndpoint = Annotated[
-    str | None,
-    typer.Option("--endpoint", help="The endpoint's address, as http://localhost:8080/v1; OpenAI's where left out.", metavar="URL"),
 ]
 Gguf = Annotated[Path | None, typer.Option("--gguf", help="Judge offline with this language model instead of an endpoint.", metavar="FILE")]
 Instruction = Annotated[

@@ -39,11 +39,12 @@ class Item:
     image: str
 
 
-def load_items(questions: Path, answers: Path, protocol: Protocol) -> list[Item]:
-    """All questions with their answers, in the questions' order. Raises DatasetError."""
-    rows = read_rows(questions, NEEDED)
+def load_items(questions: Path, answers: Path, protocol: Protocol, limit: int | None = None) -> list[Item]:
+    """All questions (or the first so many) with their answers, in the questions' order. Raises DatasetError."""
+    everything = read_rows(questions, NEEDED)
+    rows = dict(list(everything.items())[:limit])
     given = {key: _text(row, answers, key) for key, row in read_rows(answers, ("question_id", "text")).items()}
-    _check_ids(questions, list(rows), answers, list(given))
+    _check_ids(questions, list(rows), answers, [key for key in given if key in rows or key not in everything])
     return [_item(key, row, given[key], protocol, questions) for key, row in rows.items()]
 
 
