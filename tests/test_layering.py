@@ -24,7 +24,7 @@ TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "converters": ({"core", "data"}, {"gguf", "safetensors", "numpy", "pydantic"}, {"torch", "transformers"}),
     "runtimes": ({"core"}, {"llama_cpp", "numpy", "psutil", "gguf", "pydantic", "tomli"}, {"pynvml", "jinja2"}),
     "bench": (
-        {"core", "data", "report", "converters", "runtimes", "clinic"},
+        {"core", "data", "report", "converters", "runtimes", "clinic", "evaluation"},
         {"psutil", "numpy", "PIL", "pydantic", "gguf"},
         {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors", "pydicom"},
     ),

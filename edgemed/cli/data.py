@@ -68,7 +68,7 @@ def check(
 
 def _check_sets(sets: list[str], splits: list[str], out: Output, bar: Any) -> CheckReport:
     """Every set with every split that it has; a set that has none of them is an error."""
-    from edgemed.cli.measure import parse_datasets
+    from edgemed.cli.evaluate import parse_datasets
     from edgemed.core.errors import DatasetError
     from edgemed.data.check import CheckReport, SplitSource, check_split
 

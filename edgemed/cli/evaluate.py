@@ -26,6 +26,7 @@ from edgemed.cli.options import (
     RunFolder,
     Slots,
     Split,
+    Threads,
     TrainedOn,
 )
 from edgemed.cli.output import Output
@@ -55,6 +56,7 @@ def evaluate(
     endpoint_model: EndpointModel = None,
     reference: ReferenceModel = None,
     slots: Slots = 16,
+    threads: Threads = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -71,7 +73,7 @@ def evaluate(
         results.append(_read(predictions, sets[0], leaks[0], said))
     else:
         for folder in [*folders] if folders else [None]:
-            with _open(folder, endpoint, endpoint_model, reference, slots, said) as target:
+            with _open(folder, endpoint, endpoint_model, reference, slots, threads, said) as target:
                 views = ("blank",) if blank else ("shown", "blank", "mirrored", "swapped") if looks else ("shown",)
                 found = [_ask(target, named, samples, views, out, leak, said) for (named, samples), leak in zip(sets, leaks, strict=True)]
                 results += found
@@ -104,7 +106,13 @@ def _check(
 
 @contextmanager
 def _open(
-    folder: Path | None, endpoint: str | None, model: str | None, reference: Path | None, slots: int, said: Output
+    folder: Path | None,
+    endpoint: str | None,
+    model: str | None,
+    reference: Path | None,
+    slots: int,
+    threads: int | None,
+    said: Output,
 ) -> Iterator[Target]:
     from edgemed.evaluation.targets import EndpointTarget, EngineTarget
 
@@ -117,7 +125,7 @@ def _open(
 
         yield ReferenceTarget(reference)
     else:
-        with EngineTarget(require_artifact(folder, said), slots) as target:
+        with EngineTarget(require_artifact(folder, said), slots, threads=threads) as target:
             yield target
 
 
@@ -261,19 +269,11 @@ def _part_rows(row: Mapping[str, Any], parts: Mapping[str, Mapping[str, Any]]) -
 
 
 def _look_rows(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    return [(*_head(row), view, show_measure(look.same), *_pair(look.strict)) for view, look in row["result"].looks.items()]
+    return [(*_head(row), view, str(look.same), *_pair(look.strict)) for view, look in row["result"].looks.items()]
 
 
 def _pair(table: Mapping[str, Any]) -> tuple[str, str]:
-    return show_measure(table.get("closed accuracy")), show_measure(table.get("open recall"))
-
-
-def show_measure(measure: Any) -> str:
-    """81.3 (77.0–85.1), n 422."""
-    if measure is None:
-        return "–"
-    interval = f" ({measure.low:.1f}–{measure.high:.1f})" if measure.low is not None else ""
-    return f"{measure.percent:.1f}{interval}, n {measure.n}"
+    return str(table.get("closed accuracy", "–")), str(table.get("open recall", "–"))
 
 
 def _sure_row(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ BINS = 10
 COVERAGES = tuple(k / 10 for k in range(10, 0, -1))
 # Thresholds on the score, strictest first, fixed before any data is seen: steps of 0.05 in its logit, from 0.9999 down, then 0.
 GRID = (*(1 / (1 + math.exp(-x / 20)) for x in range(184, -61, -1)), 0.0)
-STARTS = 6
+STARTS = 4
 _CLIP = 1e-6
 GUARANTEE = (
     "With {confidence:.0%} confidence over the choice of the calibration questions, at most {risk:.0%} of the answers that are not "

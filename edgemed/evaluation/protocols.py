@@ -51,12 +51,16 @@ class Scored:
 
 @dataclass(frozen=True)
 class Measure:
-    """A mean in percent over `n` rows, and the 95 % bootstrap interval over images; None where there is no row, or one image only."""
+    """A mean in percent over `n` rows, and the 95 % bootstrap interval over images; None where there is one image only."""
 
-    percent: float | None
+    percent: float
     n: int
     low: float | None = None
     high: float | None = None
+
+    def __str__(self) -> str:
+        interval = f" ({self.low:.1f}–{self.high:.1f})" if self.low is not None else ""
+        return f"{self.percent:.1f}{interval}, n {self.n}"
 
 
 # -- the field's --------------------------------------------------------------------------------------------------------

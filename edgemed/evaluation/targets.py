@@ -69,13 +69,14 @@ class Target(Protocol):
         """Answers to questions about one image, in order. Raises ImageError and what the target's own errors are."""
 
 
-def evaluation_settings(artifact: Artifact, slots: int = SLOTS) -> EngineSettings:
-    """Room for so many questions about one image at once."""
+def evaluation_settings(artifact: Artifact, slots: int = SLOTS, threads: int | None = None) -> EngineSettings:
+    """Room for so many questions about one image at once; `threads` None: physical cores."""
     m = artifact.manifest
     context = min(m.vision.image_tokens + _CONTEXT_TEXT, m.llm.context_length)
     return EngineSettings(
         context_tokens=context,
         slots=slots,
+        threads=threads,
         kv_tokens=max(context, slots * (m.vision.image_tokens + _TEXT_CELLS)),
         shared_prefill_tokens=EngineSettings.batch_tokens,
     )
@@ -84,11 +85,11 @@ def evaluation_settings(artifact: Artifact, slots: int = SLOTS) -> EngineSetting
 class EngineTarget:
     """An artifact in our engine."""
 
-    def __init__(self, artifact: Artifact, slots: int = SLOTS, max_tokens: int = MAX_TOKENS) -> None:
+    def __init__(self, artifact: Artifact, slots: int = SLOTS, max_tokens: int = MAX_TOKENS, threads: int | None = None) -> None:
         self.artifact, self.max_tokens = artifact, max_tokens
         self._model = identify_model(artifact)
         self._slots = slots
-        self._engine = Engine.open(artifact, evaluation_settings(artifact, slots))
+        self._engine = Engine.open(artifact, evaluation_settings(artifact, slots, threads))
 
     @property
     def name(self) -> str:
