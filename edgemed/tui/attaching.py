@@ -3,9 +3,9 @@
     attached = attach_file(store, case_id, path)         # in a worker thread; attached.warnings are for a person to read
     attached = attach_series(store, case_id, series, step=lambda done, total: not stopped)
 
-A series is stored whole or not at all, in its order; files of it that cannot be shown are left out and counted. What is in the case already,
-byte for byte, is not stored again: `attached.again` says so. What a DICOM file says of the patient goes into the case if the case knows none; a file of another patient is told, never refused: names
-are typed differently on different machines. Knows no screen.
+A series is stored whole or not at all, in its order; files of it that cannot be shown are left out and counted. What is in the case
+already, byte for byte, is not stored again: `attached.again` says so. What a DICOM file says of the patient goes into the case if the case
+knows none; a file of another patient is told, never refused: names are typed differently on different machines. Knows no screen.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Step = Callable[[int, int], bool]
 class Attached:
     """The image as stored (of a series the one to look at first), and what a person should know of it.
 
-    `files` were stored now, `again` were in the case already (of a series: or were there twice), `refused` cannot be shown.
+    `files` were stored now, `again` were in the case already (or in the folder twice), `refused` cannot be shown.
     """
 
     image: CaseImage
@@ -128,7 +128,7 @@ def _to_store(looked: _Looked, done: int, total: int, step: Step) -> SeriesFile:
 
 def _go_on(step: Step, done: int, total: int) -> None:
     if not step(done, total):
-        raise InputError("Attaching the series was stopped; nothing of it was kept.", "Attach it again when there is time.")
+        raise InputError("Expected to attach the whole series, found it stopped: nothing of it was kept.", "Attach it again when you like.")
 
 
 def read_file(path: Path) -> bytes:

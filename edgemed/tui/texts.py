@@ -83,15 +83,20 @@ def say_image(image: CaseImage) -> str:
 
 def say_size(size_bytes: int) -> str:
     """A size as a person reads it."""
-    return f"{size_bytes / (1 << 20):.0f} MB" if size_bytes >= 10 << 20 else f"{size_bytes / (1 << 20):.1f} MB"
+    megabytes = size_bytes / 1e6
+    return f"{megabytes:.0f} MB" if megabytes >= 10 else f"{megabytes:.1f} MB"
+
+
+def say_count(series: Series) -> str:
+    """How many images a series has."""
+    return ngettext("{count} image", "{count} images", len(series.files)).format(count=len(series.files))
 
 
 def say_series(series: Series) -> str:
     """A series to choose, on one line. The descriptions are the files' own words and may name the patient."""
     title = _("Series {number}").format(number=series.number) if series.number else _("Series")
-    count = ngettext("{count} image", "{count} images", len(series.files)).format(count=len(series.files))
-    words = (title, series.modality, series.description, count, say_size(series.size_bytes), series.study_description, series.study_date)
-    return " · ".join(one_line(word) for word in words if word)
+    told = (title, series.modality, series.description, say_count(series), say_size(series.size_bytes))
+    return " · ".join(one_line(word) for word in (*told, series.study_description, series.study_date) if word)
 
 
 def say_left_out(attached: Attached) -> str:
@@ -100,10 +105,14 @@ def say_left_out(attached: Attached) -> str:
         return _("This is in the case already; it was not attached again.")
     parts = []
     if attached.again:
-        text = ngettext("{count} file was there twice or in the case already.", "{count} files were there twice or in the case already.", attached.again)
+        text = ngettext(
+            "{count} file was there twice or in the case already.", "{count} files were there twice or in the case already.", attached.again
+        )
         parts.append(text.format(count=attached.again))
     if attached.refused:
-        text = ngettext("{count} file cannot be shown and was left out.", "{count} files cannot be shown and were left out.", attached.refused)
+        text = ngettext(
+            "{count} file cannot be shown and was left out.", "{count} files cannot be shown and were left out.", attached.refused
+        )
         parts.append(text.format(count=attached.refused))
     return " ".join(parts)
 
