@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tui_fixture import (
     RADIOGRAPH,
     Clock,
     ask,
+    attach,
     begin,
     build,
     chat,
@@ -31,11 +33,14 @@ from tui_fixture import (
 )
 
 from edgemed.clinic.imaging import client, picture
+from edgemed.clinic.records import CaseImage, Report, View
 from edgemed.clinic.store import CaseStore
 from edgemed.core.errors import EngineLoadError
 from edgemed.tui.app import LOCK_AFTER_S, describe_fault
 from edgemed.tui.bidi import visual_line
 from edgemed.tui.safe import drawable
+from edgemed.tui.viewgrid import ViewGrid
+from edgemed.tui.widgets.strip import ImageStrip
 from runtimes.fake import Script
 
 
@@ -222,8 +227,6 @@ async def test_a_draft_is_not_typed_over_and_a_third_one_can_be_made(tmp_path: P
         await settle(pilot, lambda: len(messages(pilot)) == 2, "the answer")
         store, case_id = store_of(pilot), chat(pilot).session.case_id  # type: ignore[union-attr]
         for _ in range(2):
-            from edgemed.clinic.records import Report
-
             newest = store.load_report(case_id)
             store.save_report(Report(case_id, newest.version if newest else 1, findings=f"by hand {newest}"))
             store.sign_report(case_id, "Dr. A")
@@ -244,3 +247,31 @@ async def test_a_draft_is_not_typed_over_and_a_third_one_can_be_made(tmp_path: P
         assert report is not None and report.version == 3 and report.impression == "normal."
         assert not any(area.read_only for area in pilot.app.screen.query(TextArea))
         assert talk_of(pilot) == ""
+
+
+async def test_what_is_shown_is_what_is_asked_about(tmp_path: Path) -> None:
+    """An image that is turned while others are being opened beside it stays as it was turned."""
+    async with build(tmp_path).run_test(size=(120, 40)) as pilot:
+        await begin(pilot)
+        await open_case(pilot, "wrist", RADIOGRAPH)
+        await attach(pilot, RADIOGRAPH)
+        strip, grid = pilot.app.screen.query_one(ImageStrip), pilot.app.screen.query_one(ViewGrid)
+        session, gate = pilot.app.screen.session, threading.Event()  # type: ignore[attr-defined]
+        real, begun = session.picture, threading.Event()
+
+        def slow(image: CaseImage) -> Any:
+            begun.set()
+            assert gate.wait(20)
+            return real(image)
+
+        session.picture = slow
+        await pilot.press("f4")
+        await settle(pilot, begun.is_set, "the opening")
+        key = grid.active.key
+        grid.active.action_invert()
+        await settle(pilot, lambda: strip.find(key).view.invert, "the change")  # type: ignore[union-attr]
+        gate.set()
+        await settle(pilot, lambda: len(grid.views) == 2 and all(view.picture for view in grid.views), "both images")
+        assert {view.key: view.view for view in grid.views} == {image.id: image.view for image in strip.asked}
+        strip.fill([replace(image, view=View()) for image in strip.images])
+        assert strip.find(key).view.invert  # type: ignore[union-attr]

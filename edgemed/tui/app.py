@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +173,7 @@ class ChatApp(BidiApp[None]):
         set_language(choose_language(self.options.language or None))
         localise_bindings(self)
         self.set_interval(_IDLE_CHECK_S, self._lock_if_idle)
+        self._heed_signals()
         self.run_worker(self._begin())
 
     async def _begin(self) -> None:
@@ -326,6 +330,31 @@ class ChatApp(BidiApp[None]):
         await self._run_closing(close)
         await self.offload(self.engines.close)
         self.exit()
+
+    def _heed_signals(self) -> None:
+        """A machine that shuts down, or a connection that broke off, takes nothing with it that was typed."""
+        loop = asyncio.get_running_loop()
+        with suppress(NotImplementedError, RuntimeError, ValueError):  # Windows has no such signals, and only a main thread hears them
+            loop.add_signal_handler(signal.SIGTERM, lambda: self.call_later(self.action_leave))
+            loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+
+    def _hung_up(self) -> None:
+        """The terminal is gone: whatever is drawn now waits for ever, so the end comes without the screens."""
+        if not self._ending:
+            self._ending = True
+            threading.Thread(target=self._end_at_once, args=(self._closing_work(),), name="edgemed-end").start()
+
+    def _end_at_once(self, close: Callable[[], None]) -> None:
+        try:
+            for _ in range(round(_END_S / _LOOK_S)):
+                if not self._locking:
+                    break
+                time.sleep(_LOOK_S)
+            with suppress(EdgemedError):  # there is nobody to tell
+                close()
+            self.engines.close()
+        finally:
+            os._exit(128 + signal.SIGHUP)
 
     def finish(self) -> None:
         """After `run`, however it ended: what was typed is saved, the store locked, the engine ended. Raises StoreError, ResourceError."""

@@ -82,7 +82,7 @@ class StatusBar(Static):
     def ask_engine(self) -> None:
         """Take figures now."""
         if self.state.state == "ready" and self.screen.is_current:
-            self.run_worker(self._take_stats(), exclusive=True, group="stats")
+            self.run_worker(self._take_stats, exclusive=True, group="stats")  # type: ignore[arg-type]
 
     async def _take_stats(self) -> None:
         app: ChatApp = self.app  # type: ignore[assignment]
