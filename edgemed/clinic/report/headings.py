@@ -48,7 +48,7 @@ HEADINGS: Mapping[str, str] = {
     "image": "Image",
     "views": "Views that produced the answers",
     "frame": "frame",
-    "series": "of a series of {length} the image {place}",
+    "series": "image {place} of {length} in its series",
     "window": "window centre {centre}, width {width}",
     "own_window": "the file's own window",
     "inverted": "inverted",
