@@ -84,6 +84,8 @@ def say_image(image: CaseImage) -> str:
 def say_size(size_bytes: int) -> str:
     """A size as a person reads it."""
     megabytes = size_bytes / 1e6
+    if megabytes < 1:
+        return f"{size_bytes / 1e3:.0f} kB"
     return f"{megabytes:.0f} MB" if megabytes >= 10 else f"{megabytes:.1f} MB"
 
 

@@ -127,4 +127,5 @@ class ViewGrid(Grid):
         source = message.image_view
         for view in self.views:
             if view is not source and view.picture is not None:
-                view.follow(source.viewport, source.position, source.view.frame)
+                # In its own turn: said from here, its new view would be taken for this grid's word and go no further.
+                view.call_later(view.follow, source.viewport, source.position, source.view.frame)
