@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import Input, TextArea
+from textual.widgets import Checkbox, Input, TextArea
 from tui_fixture import (
     PASSPHRASE,
     RADIOGRAPH,
@@ -36,9 +36,11 @@ from edgemed.clinic.imaging import client, picture
 from edgemed.clinic.records import CaseImage, Report, View
 from edgemed.clinic.store import CaseStore
 from edgemed.core.errors import EngineLoadError
-from edgemed.tui.app import LOCK_AFTER_S, describe_fault
+from edgemed.tui.app import LOCK_AFTER_S
 from edgemed.tui.bidi import visual_line
+from edgemed.tui.ending import describe_fault
 from edgemed.tui.safe import drawable
+from edgemed.tui.screens.export import ExportScreen
 from edgemed.tui.viewgrid import ViewGrid
 from edgemed.tui.widgets.strip import ImageStrip
 from runtimes.fake import Script
@@ -275,3 +277,14 @@ async def test_what_is_shown_is_what_is_asked_about(tmp_path: Path) -> None:
         assert {view.key: view.view for view in grid.views} == {image.id: image.view for image in strip.asked}
         strip.fill([replace(image, view=View()) for image in strip.images])
         assert strip.find(key).view.invert  # type: ignore[union-attr]
+
+
+async def test_consent_is_seen_without_colours(tmp_path: Path) -> None:
+    async with build(tmp_path).run_test(size=(100, 30)) as pilot:
+        await begin(pilot)
+        await pilot.app.push_screen(ExportScreen(signed=False))
+        await settle(pilot, lambda: "Name the patient" in text_of(chat(pilot)), "the box")
+        ticked = [line for line in text_of(chat(pilot)).splitlines() if "▐X▌" in line]
+        assert len(ticked) == 2 and not any("Name the patient" in line for line in ticked)
+        pilot.app.screen.query_one("#identity", Checkbox).toggle()
+        await settle(pilot, lambda: "▐X▌ Name the patient" in text_of(chat(pilot)), "the tick")
