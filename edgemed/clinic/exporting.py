@@ -16,6 +16,7 @@ from pathlib import Path
 
 from PIL.Image import Image
 
+from edgemed.clinic.grouping import images_to_tell
 from edgemed.clinic.imaging import Picture, is_dicom, open_picture, suspect_burnt_in
 from edgemed.clinic.records import CaseImage, PatientIdentity
 from edgemed.clinic.report import KINDS, Export, save_export
@@ -59,13 +60,14 @@ def export_case(
         raise InputError("Expected a report to export, found none.", "Draft or write one first: edgemed chat.")
     images = store.list_images(case_id)
     opened = open_image or (lambda image: open_picture(store.read_image(image.id), image.name))
-    shown = [_show(image, opened, wish) for image in images]
+    messages = store.list_messages(case_id)
+    shown = [_show(image, opened, wish) for image in images_to_tell(images, messages)]
     identity = store.load_identity(case_id)
     export = Export.of(
         store.load_case(case_id),
         report,
         [image for image, _ in shown],
-        store.list_messages(case_id),
+        messages,
         identity,
         with_identity=wish.with_identity,
         institution=wish.institution,

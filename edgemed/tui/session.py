@@ -27,8 +27,9 @@ from edgemed.tui.engines import EngineHolder
 from runtimes.consult import Answer, Answering, AnswerStream, Consultation, Exchange, follow, pack_pixels, plan_request
 from runtimes.messages import PreparedImage, Timings
 
-# Opened files kept while a case is open, and prepared pixels (some 0.4 MB each).
+# Opened files kept while a case is open: some, and of small ones (a series' slices) as many as this; and prepared pixels (0.4 MB each).
 _PICTURES = 4
+_PICTURE_BYTES = 64 << 20
 _PREPARED = 16
 # A report's draft is longer than an answer.
 DRAFT_TOKENS = 512
@@ -100,6 +101,7 @@ class CaseSession:
         self._stopping = threading.Event()
         self._stream: AnswerStream | None = None
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
+        self._sizes: dict[str, int] = {}
         self._prepared: OrderedDict[tuple[str, View], _Prepared] = OrderedDict()
         self._cache = threading.RLock()
 
@@ -235,7 +237,8 @@ class CaseSession:
         with self._cache:
             if image.id not in self._pictures:
                 self._pictures[image.id] = open_picture(self._store.read_image(image.id), image.name)
-                while len(self._pictures) > _PICTURES:
+                self._sizes[image.id] = image.size_bytes
+                while len(self._pictures) > _PICTURES and sum(map(self._sizes.__getitem__, self._pictures)) > _PICTURE_BYTES:
                     self._pictures.popitem(last=False)
             self._pictures.move_to_end(image.id)
             return self._pictures[image.id]
