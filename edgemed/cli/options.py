@@ -141,9 +141,6 @@ ReferenceModel = Annotated[
     Path | None,
     typer.Option("--reference", help="Ask transformers with a checkpoint of `edgemed finetune`; needs the train extra.", metavar="DIR"),
 ]
-Threads = Annotated[
-    int | None, typer.Option("--threads", help="Threads to compute with; all cores where left out.", metavar="N", min=1, max=512)
-]
 Slots = Annotated[int, typer.Option("--slots", help="Questions about one image that are answered at once.", metavar="N", min=1, max=256)]
 Questions = Annotated[int, typer.Option("--questions", help="Questions that are measured, three to an image.", metavar="N", min=1)]
 Save = Annotated[
