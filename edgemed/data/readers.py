@@ -136,8 +136,8 @@ def _read_csv(path: Path, split: str, problems: Problems) -> list[Sample]:
             return None
         number = position + 2  # the line, as a spreadsheet counts; the header is line 1
         name = row.get("id") or str(number)
-        answer = field(row, "answer" if asked else "caption", file, number)
         question = field(row, "question", file, number) if asked else caption_request(name)
+        answer = field(row, "answer" if asked else "caption", file, number)
         image = images.find(row["image"].strip()) if row.get("image", "").strip() else None
         if not (question and answer):
             raise DatasetError(f"Expected a question and an answer in line {number} of {file}, found an empty one.", "Fill it in.")
