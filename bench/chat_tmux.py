@@ -13,6 +13,7 @@ is JSON. Needs tmux (`apt install tmux`).
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -31,12 +32,13 @@ ROOT = Path(__file__).resolve().parents[1]
 RADIOGRAPH = ROOT / "edgemed/demo/radiograph.jpg"
 PASSPHRASE = "a-long-enough-passphrase"
 QUESTIONS = ("What modality is used to take this image?", "Is this a study of the chest?", "Is there an abnormality in this image?")
-COLUMNS, ROWS = 120, 40
+COLUMNS, ROWS = 100, 30
 # A model on two slow cores answers within this; a program that hangs does not.
 PATIENCE_S = 180.0
 _POLL_S = 0.1
 # As long as a person takes to go from one line to the next.
 _BREATH_S = 0.5
+_KEY_S = 0.15
 
 
 @dataclass
@@ -70,8 +72,10 @@ class Terminal:
         return self.tmux("capture-pane", "-p")
 
     def keys(self, *keys: str) -> None:
-        """Press keys, named as tmux names them."""
-        self.tmux("send-keys", *keys)
+        """Press keys, named as tmux names them, one after the other as a hand does: a key that moves the focus comes to its end first."""
+        for key in keys:
+            self.tmux("send-keys", key)
+            time.sleep(_KEY_S)
 
     def type(self, text: str) -> None:
         """Type characters."""
@@ -91,7 +95,8 @@ class Terminal:
                 self.checks.append(f"{'no longer' if absent else 'seen'}: {words}")
                 return pane
             time.sleep(_POLL_S)
-        raise EngineError(f"Expected '{words}' {'gone from' if absent else 'on'} the screen, found:\n{self.pane()}", "Look at the screen above.")
+        where = "gone from" if absent else "on"
+        raise EngineError(f"Expected '{words}' {where} the screen, found:\n{self.pane()}", "Look at the screen above.")
 
     def save(self, target: Path) -> None:
         """The screen with its colours, as SVG."""
@@ -99,9 +104,8 @@ class Terminal:
         from rich.text import Text
 
         coloured = self.tmux("capture-pane", "-e", "-p", "-N")
-        console = Console(record=True, width=COLUMNS, file=open(os.devnull, "w", encoding="utf-8"), force_terminal=True, color_system="truecolor")
-        for line in coloured.splitlines():
-            console.print(Text.from_ansi(line), no_wrap=True, crop=True)
+        console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+        console.print(Text.from_ansi(coloured.rstrip("\n")), no_wrap=True, crop=True)  # in one piece: colours go on from line to line
         target.write_text(console.export_svg(title="edgemed chat"), encoding="utf-8")
 
 
@@ -124,7 +128,6 @@ def run_story(terminal: Terminal, folder: Path, dicom: Path, screens: Path | Non
     export(terminal, folder / "out")
     shot("report")
     lock_and_reopen(terminal)
-    shot("reopened")
     terminal.keys("C-q")
     terminal.wait("ENDED 0")
 
@@ -149,7 +152,7 @@ def new_case(terminal: Terminal) -> None:
     terminal.wait("chest, cough · 0 images")
     terminal.paste(str(RADIOGRAPH))
     terminal.wait("1 image ")
-    terminal.wait("Zoom 100 %")
+    terminal.wait("512 × 512")
 
 
 def attach_dicom(terminal: Terminal, dicom: Path) -> None:

@@ -49,6 +49,15 @@ def test_vqa_rad_splits_by_phrase_type_and_reads_numbers(tmp_path: Path) -> None
     assert (sample.answer, sample.answer_type) == ("2", "closed")
 
 
+def test_answers_that_are_lists_and_what_a_set_says_of_itself(slake: Path) -> None:
+    rows = json.loads((slake / "train.json").read_text())
+    rows[0] |= {"answer": ["CT", 2], "answer_type": "ESSAY", "modality": "CT", "location": "Lung"}
+    (slake / "train.json").write_text(json.dumps(rows))
+    sample = load_samples("slake", slake)[0]
+    assert (sample.answer, sample.answer_type, sample.native_type) == ("CT, 2", "unknown", "ESSAY")
+    assert (sample.modality, sample.organ) == ("CT", "Lung")
+
+
 @pytest.mark.parametrize("key", ["conversations", "conversatons"])
 @pytest.mark.parametrize("text", ["<image>\nWhat?", "What?\n<image>"])
 def test_llava_conversations(tmp_path: Path, key: str, text: str) -> None:

@@ -11,10 +11,14 @@ import pytest
 
 from edgemed.clinic.records import CaseImage, View
 from edgemed.clinic.store import CaseStore
-from edgemed.core.errors import EngineDiedError, EngineMemoryError, InputError
+from edgemed.core.calibration import CALIBRATION_NAME
+from edgemed.core.errors import ArtifactError, EngineDiedError, EngineMemoryError, InputError
+from edgemed.core.identity import ModelIdentity, identify_model
 from edgemed.core.images import hash_pixels, load_image, prepare
+from edgemed.core.manifest import Artifact
 from edgemed.tui.attaching import attach_file
 from edgemed.tui.engines import EngineHolder
+from edgemed.tui.reporting import draft_report
 from edgemed.tui.session import Answered, CaseSession, Left, Piece, Said, SessionEvent
 from runtimes.fake import FakeEngine, Script, fake_artifact
 from tests.tui_fixture import RADIOGRAPH, cheap_store, write_calibration
@@ -128,6 +132,40 @@ def test_a_death_is_recorded_and_retry_answers(store: CaseStore) -> None:
     assert [turn.text for turn in desk.engine.requests[1].turns] == ["Why?"]
     desk.ask("And?")
     assert [turn.text for turn in desk.engine.requests[2].turns] == ["Why?", "one two three", "And?"]
+
+
+def test_an_answer_asked_again_takes_the_place_of_the_one_that_was_stopped(desk: Desk) -> None:
+    desk.store.add_message(desk.case.id, "user", "Why?")
+    desk.store.add_message(desk.case.id, "assistant", "Because", state="stopped")
+    desk.store.add_message(desk.case.id, "assistant", "Because of a fall.")
+    desk.ask("And?", ())
+    assert [turn.text for turn in desk.engine.requests[0].turns] == ["Why?", "Because of a fall.", "And?"]
+
+
+def test_a_model_whose_files_go_away_meanwhile_leaves_its_answer(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone_afterwards(artifact: Artifact) -> ModelIdentity:
+        if desk.engine.requests:
+            raise InputError("Expected a file, found none.", "Plug the stick in.")
+        return identify_model(artifact)
+
+    monkeypatch.setattr("edgemed.tui.session.identify_model", gone_afterwards)
+    answered = desk.ask()
+    assert answered.message.state == "complete" and answered.message.model == identify_model(desk.engine.artifact)
+
+
+def test_a_damaged_calibration_is_told_before_anything_is_recorded(store: CaseStore, tmp_path: Path) -> None:
+    (tmp_path / CALIBRATION_NAME).write_text("{}")
+    desk = Desk(store, FakeEngine(Script(tokens_per_s=1e6), replace(fake_artifact(), folder=tmp_path)))
+    with pytest.raises(ArtifactError):
+        desk.ask()
+    assert store.list_messages(desk.case.id) == [] and desk.events == []
+
+
+def test_a_draft_sees_the_image_as_the_last_question_did(desk: Desk) -> None:
+    desk.image = replace(desk.image, view=View(invert=True))
+    desk.ask()
+    draft_report(desk.session, desk.store, "en")
+    assert desk.engine.requests[1].images == desk.engine.requests[0].images
 
 
 def test_lack_of_memory_is_an_answer_that_failed(store: CaseStore) -> None:

@@ -19,8 +19,10 @@ from textual.widgets import DataTable, Input, TextArea
 from edgemed.tui import status
 from edgemed.tui.i18n import set_language
 from edgemed.tui.models import FakeModels
+from edgemed.tui.widgets.strip import ImageStrip
 from runtimes.consult import Answering
 from runtimes.fake import FakeEngine, Script
+from tests.dicom_fixture import ct_series, make_dicom
 from tests.tui_fixture import (
     answered,
     ask,
@@ -30,6 +32,7 @@ from tests.tui_fixture import (
     drawn,
     on_screen,
     open_case,
+    paste,
     said,
     settle,
     text_of,
@@ -39,7 +42,8 @@ from tests.tui_fixture import (
 
 SMALL, LARGE = (80, 24), (120, 40)
 QUESTION = "Is there a fracture?"
-SCRIPT = Script(("A fracture of the distal radius is suspected.", "Findings: a line in the radius. Impression: fracture."), tokens_per_s=1e6)
+ANSWERS = ("A fracture of the distal radius is suspected.", "Findings: a line in the radius. Impression: fracture.")
+SCRIPT = Script(ANSWERS, tokens_per_s=1e6)
 Step = Callable[[Pilot[Any]], Awaitable[None]]
 
 
@@ -122,6 +126,33 @@ async def export(pilot: Pilot[Any]) -> None:
     await pilot.pause()
 
 
+async def folder(pilot: Pilot[Any]) -> None:
+    """Two series and a plain image; sizes do not depend on the library that wrote the files."""
+    study = Path("study").absolute()
+    (study / "ct").mkdir(parents=True)
+    ct_series(study / "ct", 24)
+    (study / "cr").write_bytes(make_dicom(np.full((8, 8), 9, np.uint16), SeriesNumber=2, StudyInstanceUID="1.2.1"))
+    phantom().rename(study / "wrist.png")
+    await begin(pilot)
+    await open_case(pilot, "head, fall")
+    paste(pilot, "./study")
+    await settle(pilot, lambda: "wrist.png" in text_of(chat(pilot)), "what the folder holds")
+    await still(pilot)
+
+
+async def series(pilot: Pilot[Any]) -> None:
+    await folder(pilot)
+    await pilot.press("down", "enter")
+    await settle(pilot, on_screen(pilot, "CaseScreen"), "the case")
+    strip = pilot.app.screen.query_one(ImageStrip)
+    await settle(pilot, lambda: len(strip.images) == 24, "the series")
+    await drawn(pilot)
+    await pilot.press("ctrl+g", "right_square_bracket", "ctrl+g")
+    await drawn(pilot)
+    await settle(pilot, lambda: "13/24" in text_of(chat(pilot)), "the next slice")
+    await still(pilot)
+
+
 def key(name: str, screen: str) -> Step:
     async def press(pilot: Pilot[Any]) -> None:
         await cases(pilot)
@@ -155,6 +186,9 @@ LOOKS: list[tuple[str, Step, tuple[int, int], str, str]] = [
     ("case", case, LARGE, "dark", "ar"),
     ("report", report, SMALL, "light", "en"),
     ("report", report, LARGE, "contrast", "en"),
+    ("folder", folder, SMALL, "dark", "en"),
+    ("folder", folder, SMALL, "light", "ar"),
+    ("series", series, SMALL, "dark", "en"),
     ("export", export, SMALL, "contrast", "en"),
     ("help", key("f1", "HelpScreen"), SMALL, "dark", "en"),
     ("settings", key("f2", "SettingsScreen"), SMALL, "contrast", "en"),

@@ -67,20 +67,23 @@ def check(
 
 
 def _check_sets(sets: list[str], splits: list[str], out: Output, bar: Any) -> CheckReport:
-    """Every set with every split that it has; a set that has none of them is an error."""
-    from edgemed.cli.measure import parse_datasets
-    from edgemed.core.errors import DatasetError
+    """Every set with the split that it names, or with every one that it has; a set that has none of them is an error."""
+    from edgemed.core.errors import DatasetError, InputError
+    from edgemed.data import parse_dataset
     from edgemed.data.check import CheckReport, SplitSource, check_split
 
     found = []
-    for name, path in parse_datasets(sets).items():
+    for named in (parse_dataset(text, "") for text in sets):
+        if named.part:
+            raise InputError(f"Expected whole splits to check, found a part of {named.name}.", "Leave out what follows the @.")
         errors = []
-        for split in splits:
+        wanted = [named.split] if named.split else splits
+        for split in wanted:
             try:
-                found.append(check_split(SplitSource(name, path, split), bar))
+                found.append(check_split(SplitSource(named.name, named.path, split), bar))
             except DatasetError as error:
                 errors.append(error)
-        if len(errors) == len(splits):
+        if len(errors) == len(wanted):
             raise errors[0]
         for missing in errors:
             out.warn(missing.message)

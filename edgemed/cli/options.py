@@ -106,15 +106,101 @@ GpuLayers = Annotated[int | None, typer.Option("--gpu-layers", help="Layers on t
 Tower = Annotated[
     str | None, typer.Option("--tower", help="Where the vision tower is computed, gpu or cpu; chosen where left out.", metavar="WHERE")
 ]
-Datasets = Annotated[list[str], typer.Option("--dataset", help="A data set as NAME=PATH; can be given several times.", metavar="NAME=PATH")]
+Datasets = Annotated[
+    list[str],
+    typer.Option(
+        "--dataset",
+        help="A data set, as slake=PATH, slake:test=PATH or, for a fifth of its images, vqa-rad:all@1/5=PATH; can be given several times.",
+        metavar="NAME=PATH",
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N questions of each data set.", metavar="N", min=1)]
 Split = Annotated[str, typer.Option("--split", help="Which part of each data set.", metavar="NAME")]
 Blank = Annotated[bool, typer.Option("--blank", help="Show an empty image each time: what a model answers without seeing.")]
+Looks = Annotated[bool, typer.Option("--looks", help="Ask again with a blank, a mirrored and another image; tell how many answers stay.")]
+CalibrateRun = Annotated[
+    bool, typer.Option("--calibrate", help="Leave calibration.json beside the model: how often such answers are right, and when to refer.")
+]
+TrainedOn = Annotated[
+    list[str] | None,
+    typer.Option("--trained-on", help="What the model was trained on: images that are there too are counted.", metavar="NAME=PATH"),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="Keep predictions there, and go on from them where an earlier run was cut.", metavar="DIR"),
+]
+PredictionFile = Annotated[
+    Path | None, typer.Option("--predictions", help="Score this prediction file (JSON lines) instead of asking a model.", metavar="FILE")
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint", help="Ask a server that speaks OpenAI's protocol; the key is read from OPENAI_API_KEY.", metavar="URL"),
+]
+EndpointModel = Annotated[str | None, typer.Option("--endpoint-model", help="The model's name at that server.", metavar="NAME")]
+ReferenceModel = Annotated[
+    Path | None,
+    typer.Option("--reference", help="Ask transformers with a checkpoint of `edgemed finetune`; needs the train extra.", metavar="DIR"),
+]
+Slots = Annotated[int, typer.Option("--slots", help="Questions about one image that are answered at once.", metavar="N", min=1, max=256)]
 Questions = Annotated[int, typer.Option("--questions", help="Questions that are measured, three to an image.", metavar="N", min=1)]
 Save = Annotated[
     list[Path] | None,
     typer.Option("--save", help="Write the measurement as .json, .md or .png (plots extra); can be given several times.", metavar="FILE"),
 ]
+
+JudgedQuestions = Annotated[
+    Path, typer.Argument(help="JSON lines with reference answers, as LLaVA-Med's llava_med_eval_qa50_qa.jsonl.", metavar="QUESTIONS")
+]
+JudgedAnswers = Annotated[
+    Path | None,
+    typer.Argument(help="A model's answers to them: JSON lines with question_id and text; left out with --model.", metavar="[ANSWERS]"),
+]
+JudgedModel = Annotated[
+    Path | None, typer.Option("--model", help="Have this converted model answer first, about the images of --image-folder.", metavar="DIR")
+]
+ImageFolder = Annotated[Path | None, typer.Option("--image-folder", help="Where the questions' images are.", metavar="DIR")]
+JudgeOut = Annotated[
+    Path, typer.Option("--out", help="Folder for replies, scores and tables; a run that was cut off goes on.", metavar="DIR")
+]
+JudgeName = Annotated[
+    str | None,
+    typer.Option("--judge", help="A model's name at an OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY.", metavar="NAME"),
+]
+Gguf = Annotated[Path | None, typer.Option("--gguf", help="Judge offline with this language model instead of an endpoint.", metavar="FILE")]
+Instruction = Annotated[
+    Path | None,
+    typer.Option(
+        "--instruction", help="What the judge is told to do, as LLaVA-Med's own text; a text of ours where left out.", metavar="FILE"
+    ),
+]
+JudgeProtocol = Annotated[str, typer.Option("--protocol", help="LLaVA-Med's version, v1.5 or v1.0.", metavar="NAME")]
+BothOrders = Annotated[
+    bool, typer.Option("--both-orders", help="Ask twice with the answers exchanged: adds wins, ties and intervals to the protocol's table.")
+]
+Parallel = Annotated[int, typer.Option("--parallel", help="Questions asked of an endpoint at once.", metavar="N", min=1, max=64)]
+Attempts = Annotated[
+    int, typer.Option("--attempts", help="How often an endpoint is asked until its reply holds two scores.", metavar="N", min=1)
+]
+Prices = Annotated[
+    str | None, typer.Option("--price", help="Dollars a million tokens of prompts and of replies, as 30,60.", metavar="PROMPT,REPLY")
+]
+EstimateOnly = Annotated[bool, typer.Option("--estimate", help="Tell what it will cost, and stop.")]
+
+ResultFiles = Annotated[
+    list[Path], typer.Argument(help="Files that `edgemed eval --json` and `edgemed bench --json` have written.", metavar="RESULTS...")
+]
+ParetoOut = Annotated[Path, typer.Option("--out", help="Folder for the picture, the document and the page.", metavar="DIR")]
+ScoreProtocol = Annotated[str, typer.Option("--protocol", help="Which of an evaluation's protocols counts.", metavar="NAME")]
+Metrics = Annotated[str | None, typer.Option("--metric", help="closed or open; both where left out.", metavar="NAME")]
+WithPublished = Annotated[bool, typer.Option("--with-published", help="Show others' published figures beside ours.")]
+PublishedFile = Annotated[
+    Path | None, typer.Option("--published", help="Published figures of your own, in the form of published.toml.", metavar="FILE")
+]
+DeviceBudget = Annotated[
+    str | None, typer.Option("--device", help="Name the best model for it: cpu, gpu, rtx3050, rtx3080 or jetson.", metavar="NAME")
+]
+MemoryBudget = Annotated[str | None, typer.Option("--budget", help="Name the best model within so much memory, as 4GB.", metavar="SIZE")]
+LeastSpeed = Annotated[float, typer.Option("--min-speed", help="Least tokens a second of the best model.", metavar="N", min=0.0)]
 
 Store = Annotated[
     Path | None, typer.Option("--store", help="The case store; by default the one in edgemed's own data folder.", metavar="FILE")
@@ -129,6 +215,15 @@ NewPassphraseFile = Annotated[
 OwnPassphrase = Annotated[bool, typer.Option("--own-passphrase", help="Ask for a passphrase that only this backup has.")]
 BackupTarget = Annotated[Path, typer.Argument(help="The file to write, or a folder, such as a stick's.", metavar="TARGET")]
 BackupFile = Annotated[Path, typer.Argument(help="A file that `edgemed cases backup` wrote.", metavar="BACKUP")]
+CaseName = Annotated[
+    str, typer.Argument(help="A case's number from `edgemed cases list` (its beginning is enough), or its label.", metavar="CASE")
+]
+ExportFolder = Annotated[
+    Path, typer.Option("--to", help="The folder to write into, such as a stick's; it must be there.", metavar="FOLDER")
+]
+ExportKinds = Annotated[str, typer.Option("--as", help="pdf, md, fhir, dicom, sr: one or several, with commas between.", metavar="KINDS")]
+WithIdentity = Annotated[bool, typer.Option("--with-identity", help="Name the patient in it: only where the patient has agreed.")]
+Institution = Annotated[str, typer.Option("--institution", help="The clinic's name, to stand in the report.", metavar="NAME")]
 Head = Annotated[
     str | None, typer.Option("--head", help="A hash noted earlier, or its first 16 digits: it must be in the log.", metavar="HASH")
 ]
@@ -136,6 +231,9 @@ Last = Annotated[int | None, typer.Option("--last", help="Only the newest N entr
 
 Watch = Annotated[Path | None, typer.Option("--watch", help="Offer new image files of this folder while a case is open.", metavar="DIR")]
 Language = Annotated[str, typer.Option("--language", help="en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")]
+ReportLanguage = Annotated[
+    str, typer.Option("--language", help="The report's words in en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")
+]
 Look = Annotated[str, typer.Option("--theme", help="dark, light or contrast; the user's setting where left out.", metavar="NAME")]
 Fake = Annotated[bool, typer.Option("--fake", help="Answers that are made up, without a model.", hidden=True)]
 

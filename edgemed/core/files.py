@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgemed.core.errors import EdgemedError, InputError, ResourceError
@@ -70,7 +70,8 @@ def atomic_path(target: Path, mode: int = 0o644) -> Iterator[Path]:
             yield part
             with part.open("rb+") as f:
                 os.fsync(f.fileno())
-            part.chmod(mode)
+            with suppress(PermissionError):  # a stick's FAT has no owners, and may refuse; what was made is its user's alone already
+                part.chmod(mode)
             part.replace(target)
             sync_dir(target.parent)
         finally:

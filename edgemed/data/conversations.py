@@ -31,8 +31,8 @@ def read_llava(path: Path, split: str, problems: list[DatasetError] | None = Non
             raise DatasetError(f"Expected pairs of 'human' and 'gpt' in row {position} of {file}, found {rounds!r:.80}.", "Check the row.")
         image = images.find(str(row["image"])) if row.get("image") else None
         turns = tuple(_turns(rounds, image, file, position))
-        kind = answer_type(plain(row.get("answer_type", "")))
-        return Sample(str(row.get("id", row.get("pair_id", position))), image, turns, kind)
+        native = plain(row.get("answer_type", "")).strip()
+        return Sample(str(row.get("id", row.get("pair_id", position))), image, turns, answer_type(native), native_type=native)
 
     samples: list[Sample] = each(read_rows(file), make, file, problems)
     return samples

@@ -41,10 +41,12 @@ def read_export(name: str, folder: Path, split: str, problems: list[DatasetError
         if row.get("q_lang") not in (None, "en"):
             return None
         answer = field(row, "answer", folder, position)
-        kind = answer_type(plain(row.get("answer_type") or ""), answer)
+        native = plain(row.get("answer_type") or "").strip()
+        kind = answer_type(native, answer)
         number = plain(row.get("qid", row.get("id", f"{split}-{position}")))
         question = field(row, "question", folder, position)
-        return Sample.single(f"{name}-{number}", _image(row, folder, position, images), question, answer, kind)
+        image = _image(row, folder, position, images)
+        return Sample.single(f"{name}-{number}", image, question, answer, kind, native_type=native)
 
     samples: list[Sample] = each(_rows(folder, split), make, folder, problems)
     return samples

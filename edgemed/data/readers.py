@@ -68,14 +68,16 @@ def read_set(name: str, path: Path, split: str = "train", problems: Problems = N
     return samples
 
 
-def _single(set_name: str, path: Path, position: int, row: Row, image: Path, id_key: str) -> Sample:
-    """A row with the fields that SLAKE, VQA-RAD and PathVQA share."""
+def _single(set_name: str, path: Path, position: int, row: Row, image: Path, id_key: str, **facts: str) -> Sample:
+    """A row with the fields that SLAKE, VQA-RAD and PathVQA share; `facts` as in Sample.single."""
     return Sample.single(
         f"{set_name}-{field(row, id_key, path, position)}",
         image,
         field(row, "question", path, position),
         field(row, "answer", path, position),
         answer_type(field(row, "answer_type", path, position)),
+        native_type=field(row, "answer_type", path, position),
+        **facts,
     )
 
 
@@ -85,7 +87,9 @@ def _read_slake(folder: Path, split: str, problems: Problems) -> list[Sample]:
     def make(position: int, row: Row) -> Sample | None:
         if row.get("q_lang") != "en":
             return None
-        return _single("slake", path, position, row, folder / "imgs" / field(row, "img_name", path, position), "qid")
+        image = folder / "imgs" / field(row, "img_name", path, position)
+        facts = {"modality": str(row.get("modality", "")), "organ": str(row.get("location", ""))}
+        return _single("slake", path, position, row, image, "qid", **facts)
 
     samples: list[Sample] = each(read_rows(path), make, path, problems)
     return samples
@@ -100,7 +104,8 @@ def _read_vqa_rad(folder: Path, split: str, problems: Problems) -> list[Sample]:
     def make(position: int, row: Row) -> Sample | None:
         if not chosen[split](field(row, "phrase_type", path, position).startswith("test_")):
             return None
-        return _single("vqa-rad", path, position, row, folder / "VQA_RAD Image Folder" / field(row, "image_name", path, position), "qid")
+        image = folder / "VQA_RAD Image Folder" / field(row, "image_name", path, position)
+        return _single("vqa-rad", path, position, row, image, "qid", organ=str(row.get("image_organ", "")))
 
     samples: list[Sample] = each(read_rows(path), make, path, problems)
     return samples
@@ -131,8 +136,8 @@ def _read_csv(path: Path, split: str, problems: Problems) -> list[Sample]:
             return None
         number = position + 2  # the line, as a spreadsheet counts; the header is line 1
         name = row.get("id") or str(number)
-        answer = field(row, "answer" if asked else "caption", file, number)
         question = field(row, "question", file, number) if asked else caption_request(name)
+        answer = field(row, "answer" if asked else "caption", file, number)
         image = images.find(row["image"].strip()) if row.get("image", "").strip() else None
         if not (question and answer):
             raise DatasetError(f"Expected a question and an answer in line {number} of {file}, found an empty one.", "Fill it in.")

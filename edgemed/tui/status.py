@@ -9,6 +9,7 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widgets import Static
 
+from edgemed.core.errors import EdgemedError
 from edgemed.core.manifest import Artifact
 from edgemed.core.text import one_line
 from edgemed.core.units import format_bytes
@@ -52,7 +53,7 @@ class ModelState:
         doing = {
             "none": _("not loaded"),
             "loading": _("loading …"),
-            "ready": _("answering, Escape stops") if self.answering else _("ready"),
+            "ready": _("answering …") if self.answering else _("ready"),
             "failed": _("could not be loaded"),
         }[self.state]
         memory = format_bytes(self.memory_bytes) if self.memory_bytes else ""
@@ -81,10 +82,13 @@ class StatusBar(Static):
     def ask_engine(self) -> None:
         """Take figures now."""
         if self.state.state == "ready" and self.screen.is_current:
-            self.run_worker(self._take_stats, exclusive=True, group="stats")
+            self.run_worker(self._take_stats, exclusive=True, group="stats")  # type: ignore[arg-type]
 
     async def _take_stats(self) -> None:
         app: ChatApp = self.app  # type: ignore[assignment]
-        stats = await app.offload(app.engines.stats)
+        try:
+            stats = await app.offload(app.engines.stats)
+        except EdgemedError:  # it died and does not come back: the next question says why
+            stats = None
         if stats is not None:
             self.state = self.state.with_stats(stats)

@@ -27,7 +27,7 @@ from edgemed.clinic.store.layout import Layout, Opened, seal_store_key, unseal_s
 from edgemed.clinic.store.rows import storable
 from edgemed.clinic.store.schema import migrate
 from edgemed.clinic.store.tries import Tries
-from edgemed.core.errors import EdgemedError, InputError, StoreError
+from edgemed.core.errors import EdgemedError, InputError, ResourceError, StoreError
 from edgemed.core.files import atomic_path
 
 LOCK_AFTER_S = 300
@@ -222,7 +222,8 @@ class Vault:
             self._files.save_key(sealed.box)
             self._backup_key[:] = sealed.backup_key
             self._box = sealed.box
-            with self._access.changing() as change:
+            # Changed it is from here on: where the disk has no room for the note, the next opening notes it, as after a crash.
+            with suppress(ResourceError), self._access.changing() as change:
                 _save_generation(change, sealed.generation)
                 change.note("passphrase.changed", detail={"generation": str(sealed.generation)})
 
