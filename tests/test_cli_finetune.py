@@ -19,7 +19,7 @@ from edgemed.finetune import Progress, StageInterrupted
 
 
 def fake_stage(monkeypatch: pytest.MonkeyPatch, steps: int, error: BaseException | None = None) -> None:
-    def run(stage: str, config: Path, report: Any) -> Path:
+    def run(stage: str, config: Path, report: Any, prepare: Any) -> Path:
         for step in range(1, steps + 1):
             report(Progress(step, steps, 1.5, 12.0, 3723.0, 2_500_000_000))
         if error is not None:

@@ -90,9 +90,7 @@ def _load_quantised(recipe: Recipe) -> Any:
         llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
     )
     device = {"": torch.cuda.current_device()}
-    return LlavaForConditionalGeneration.from_pretrained(
-        recipe.model, dtype=torch.float32, quantization_config=config, device_map=device
-    )
+    return LlavaForConditionalGeneration.from_pretrained(recipe.model, dtype=torch.float32, quantization_config=config, device_map=device)
 
 
 def merged(model: Any, recipe: Recipe, tokenizer: Any, adapter: Path) -> Any:
