@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from textual.pilot import Pilot
 from textual.widgets import Checkbox, Input, TextArea
 from tui_fixture import (
@@ -256,7 +257,9 @@ async def test_what_is_shown_is_what_is_asked_about(tmp_path: Path) -> None:
     async with build(tmp_path).run_test(size=(120, 40)) as pilot:
         await begin(pilot)
         await open_case(pilot, "wrist", RADIOGRAPH)
-        await attach(pilot, RADIOGRAPH)
+        other = tmp_path / "other.png"
+        Image.new("RGB", (40, 30), (200, 10, 10)).save(other)
+        await attach(pilot, other)
         strip, grid = pilot.app.screen.query_one(ImageStrip), pilot.app.screen.query_one(ViewGrid)
         session, gate = pilot.app.screen.session, threading.Event()  # type: ignore[attr-defined]
         real, begun = session.picture, threading.Event()

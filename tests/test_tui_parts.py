@@ -187,6 +187,7 @@ def test_a_file_becomes_an_image_and_its_patient_the_cases(store: CaseStore, tmp
     assert "Qwyzzel" in store.load_identity(case.id).name and not attached.other_patient
     assert store.read_image(attached.image.id) == path.read_bytes()
     store.save_identity(case.id, PatientIdentity(name="Somebody Else", patient_id="other"))
+    path.write_bytes(make_dicom())  # another one: the same bytes again are not attached
     assert attach_file(store, case.id, path).other_patient
     assert store.load_identity(case.id).patient_id == "other"
 

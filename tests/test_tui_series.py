@@ -113,8 +113,8 @@ async def test_a_dropped_folder_lists_its_series_and_images_safely(tmp_path: Pat
         choices = await look_through(pilot, study)
         lines = [str(choices.get_option_at_index(index).prompt) for index in range(choices.option_count)]
         assert sorted(lines, key=len) == ["photo.png", *sorted(lines, key=len)[1:]] and len(lines) == 3
-        assert any(line.startswith("Series · CT · Qwyzzel PA follow-up · 5 images · ") for line in lines)
-        assert any(line.startswith("Series 2 · CR · Qw[31myzzel PA · 1 image · ") for line in lines)
+        assert any(line.startswith("Series · 5 images · CT · Qwyzzel PA follow-up · ") for line in lines)
+        assert any(line.startswith("Series 2 · 1 image · CR · Qw[31myzzel PA · ") for line in lines)
         await settle(pilot, lambda: "may hold the" in text_of(app), "the note")
         assert "\x1b" not in text_of(app)
         choices.highlighted = lines.index("photo.png")
@@ -264,6 +264,7 @@ async def test_two_series_side_by_side_are_leafed_through_together(tmp_path: Pat
         await leaf(pilot, "end")
         assert [view.position for view in views] == [4, 2]
         await settle(pilot, lambda: [image.name for image in strip_of(pilot).asked] == ["IM001", "IM001"], "both slices")
+        assert [str(view.border_title) for view in views] == ["1 Series", "2 Series"]
         assert [image.facts.series.place for image in strip_of(pilot).asked if image.facts.series] == [5, 3]
 
 
@@ -402,7 +403,7 @@ def test_plain_images_are_told_by_name_and_lie_in_the_folder_itself(study: Path)
 
 def test_what_is_said_of_a_series_is_safe() -> None:
     series = Series("CT", "a\x1b[2J\nb", (Path("x"),), study_description="\x9bc", size_bytes=12_000_000)
-    assert say_series(series) == "Series · CT · a[2J b · 1 image · 12 MB · c"
+    assert say_series(series) == "Series · 1 image · CT · a[2J b · 12 MB · c"
     image = cheap_image()
     assert say_image(image) == "Series 3, 2/4 · CT · 4×3"
 
@@ -414,3 +415,29 @@ def cheap_image() -> CaseImage:
 
     facts = ImageFacts("dicom", 4, 3, modality="CT", series=SeriesPlace("s", 2, 4, 3))
     return CaseImage("i", "c", "IM2", START, "0" * 64, 1, facts, View(masks=(Box(0, 0, 1, 1),)))
+
+
+def test_views_are_saved_once_each_and_what_is_left_at_the_lock() -> None:
+    from edgemed.clinic.records import View
+    from edgemed.core.errors import StoreError
+    from edgemed.tui.keeping import ViewKeeper
+
+    saved: list[tuple[str, View]] = []
+
+    def save(image_id: str, view: View) -> None:
+        if image_id == "bad":
+            raise StoreError("locked")
+        saved.append((image_id, view))
+
+    keeper = ViewKeeper(save)
+    inverted = View(invert=True)
+    assert keeper.rest() is None and keeper.put("a", View()) and not keeper.put("b", View()) and not keeper.put("a", inverted)
+    assert keeper.save_next() and saved == [("a", inverted)]
+    rest = keeper.rest()
+    assert rest is not None
+    rest()
+    assert saved == [("a", inverted), ("b", View())] and not keeper.save_next()
+    assert keeper.put("bad", View())
+    with pytest.raises(StoreError):
+        keeper.save_next()
+    assert keeper.put("a", View())  # after a failure somebody has to be told again

@@ -17,6 +17,8 @@ from PIL import Image
 from edgemed.clinic.imaging import Picture
 from edgemed.clinic.records import CaseImage, ImageFacts, View, Window
 from edgemed.core.text import one_line
+from edgemed.tui.drawing import PictureLike
+from edgemed.tui.viewgrid import Shown, Stack
 
 
 class StoredPicture:
@@ -50,3 +52,15 @@ class StoredPicture:
     def render(self, view: View = View()) -> Image.Image:  # noqa: B008 — frozen
         """The frame as it is looked at."""
         return self.load().render(view)
+
+
+def stack_of(group: Sequence[CaseImage], open_image: Callable[[CaseImage], Picture]) -> dict[str, StoredPicture]:
+    """The pictures of a series in their order, by their images' ids; none is opened."""
+    return {image.id: StoredPicture(image, open_image) for image in group}
+
+
+def place_stack(pictures: dict[str, PictureLike], group: Sequence[CaseImage], shown: CaseImage, title: str) -> Shown:
+    """The series for a place of the grid, with `shown` in sight and each file's own masks."""
+    keys = tuple(pictures)
+    stack = Stack(tuple(pictures.values()), keys, keys.index(shown.id), tuple(image.view.masks for image in group))
+    return Shown(pictures[shown.id], shown.view, shown.id, title, stack)

@@ -69,13 +69,23 @@ def say_text(message: Message) -> str:
     return printable(message.text)
 
 
+def say_title(image: CaseImage) -> str:
+    """An image's file name; of one of a series which series it is: that stays while it is leafed through."""
+    series = image.facts.series
+    return one_line(image.name) if series is None or series.length == 1 else say_number(series.number)
+
+
+def say_number(number: int) -> str:
+    """Which series, where the files say."""
+    return _("Series {number}").format(number=number) if number else _("Series")
+
+
 def say_image(image: CaseImage) -> str:
     """An image on one line; one of a series says which series and where in it."""
     facts, series = image.facts, image.facts.series
-    name = image.name
+    name = say_title(image)
     if series is not None and series.length > 1:
-        title = _("Series {number}").format(number=series.number) if series.number else _("Series")
-        name = f"{title}, {series.place}/{series.length}"
+        name = f"{name}, {series.place}/{series.length}"
     what = " ".join(part for part in (facts.modality, facts.body_part, facts.laterality, facts.view_position) if part)
     size = f"{facts.width_px}×{facts.height_px}" + (f"×{facts.frames}" if facts.frames > 1 else "")
     return " · ".join(one_line(part) for part in (name, what, size) if part)
@@ -96,8 +106,8 @@ def say_count(series: Series) -> str:
 
 def say_series(series: Series) -> str:
     """A series to choose, on one line. The descriptions are the files' own words and may name the patient."""
-    title = _("Series {number}").format(number=series.number) if series.number else _("Series")
-    told = (title, series.modality, series.description, say_count(series), say_size(series.size_bytes))
+    # What is translated comes first and together: between words of another script a right-to-left line's numbers would change places.
+    told = (say_number(series.number), say_count(series), series.modality, series.description, say_size(series.size_bytes))
     return " · ".join(one_line(word) for word in (*told, series.study_description, series.study_date) if word)
 
 

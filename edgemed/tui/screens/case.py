@@ -13,20 +13,22 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Footer, Static
 
-from edgemed.clinic.records import Case, CaseImage, View
+from edgemed.clinic.records import Case, CaseImage
 from edgemed.core.errors import EdgemedError, InputError
 from edgemed.core.text import one_line
 from edgemed.tui.attaching import Attached, attach_file
+from edgemed.tui.drawing import PictureLike
 from edgemed.tui.i18n import N_, _, ngettext
+from edgemed.tui.keeping import ViewKeeper
 from edgemed.tui.paths import FolderWatch
 from edgemed.tui.screens.base import ChatScreen
 from edgemed.tui.screens.folder import AttachingScreen, FolderScreen, Wanted
 from edgemed.tui.session import Answered, CaseSession, Left, Piece, Said, SessionEvent
-from edgemed.tui.stacks import StoredPicture
+from edgemed.tui.stacks import place_stack, stack_of
 from edgemed.tui.status import StatusBar
-from edgemed.tui.texts import say_case, say_left_out
+from edgemed.tui.texts import say_case, say_left_out, say_title
 from edgemed.tui.viewer import ImageView
-from edgemed.tui.viewgrid import MAX_VIEWS, Shown, Stack, ViewGrid
+from edgemed.tui.viewgrid import MAX_VIEWS, ViewGrid
 from edgemed.tui.widgets.conversation import Conversation, TextBuffer
 from edgemed.tui.widgets.question import QuestionInput
 from edgemed.tui.widgets.strip import ImageStrip
@@ -76,8 +78,7 @@ class CaseScreen(ChatScreen):
         self._unsaid = ""
         self._side_by_side = False
         self._offered: Path | None = None
-        self._unkept: dict[str, View] = {}
-        self._keeping = False
+        self._keeper: ViewKeeper | None = None
 
     def compose(self) -> ComposeResult:
         yield Static("", id="heading", markup=False)
@@ -97,6 +98,7 @@ class CaseScreen(ChatScreen):
         self.add_class(LAYOUTS[0])
         self.session = CaseSession(self.chat.store, self.chat.engines, self.case_id)
         self.chat.session = self.session
+        self._keeper = ViewKeeper(self.chat.store.save_view)
         self.query_one("#question").focus()
         self.go(self._load())
         if self.chat.options.watch is not None:
@@ -133,22 +135,16 @@ class CaseScreen(ChatScreen):
         images = strip.asked[:MAX_VIEWS] if self._side_by_side and len(strip.asked) > 1 else (strip.shown_of(image),)
         stacks = [await self._open(one) for one in images]
         grid.set_preparation(self.chat.artifact.manifest.image if self.chat.artifact else None)
-        titles = [f"{number} {one_line(one.name)}" if len(images) > 1 else "" for number, one in enumerate(images, 1)]
+        titles = [f"{number} {say_title(one)}" if len(images) > 1 else "" for number, one in enumerate(images, 1)]
         # As they are looked at now, not before the files were opened: what is shown is what is asked about.
         now = [strip.shown_of(one) for one in images]
-        grid.show([self._place(stack, one, title) for stack, one, title in zip(stacks, now, titles, strict=True)])
+        grid.show([place_stack(s, strip.group_of(one.id), one, title) for s, one, title in zip(stacks, now, titles, strict=True)])
 
-    async def _open(self, image: CaseImage) -> dict[str, StoredPicture]:
+    async def _open(self, image: CaseImage) -> dict[str, PictureLike]:
         """The image and the others of its series, by their ids; only the image itself is opened now."""
-        group = self.query_one(ImageStrip).group_of(image.id) or (image,)
-        stack = {one.id: StoredPicture(one, self.session.picture) for one in group}
+        stack = stack_of(self.query_one(ImageStrip).group_of(image.id), self.session.picture)
         await self.offload(stack[image.id].load)
         return {image_id: self.chat.guard.watch(picture) for image_id, picture in stack.items()}
-
-    def _place(self, stack: dict[str, StoredPicture], image: CaseImage, title: str) -> Shown:
-        keys = tuple(stack)
-        masks = tuple(one.view.masks for one in self.query_one(ImageStrip).group_of(image.id)) or (image.view.masks,)
-        return Shown(stack[image.id], image.view, image.id, title, Stack(tuple(stack.values()), keys, keys.index(image.id), masks))
 
     def action_beside(self) -> None:
         """The images that are asked about side by side, or one alone."""
@@ -163,30 +159,17 @@ class CaseScreen(ChatScreen):
     @on(ImageView.ViewChanged)
     def _look(self, event: ImageView.ViewChanged) -> None:
         self.query_one(ImageStrip).keep_view(event.key, event.view)
-        self._unkept[event.key] = event.view
-        if not self._keeping:
-            self._keeping = True
+        if self._keeper is not None and self._keeper.put(event.key, event.view):
             # The program's own work, which goes on when this screen is left.
-            self.app.run_worker(self._caught(self._keep_views()), group="views")
+            self.app.run_worker(self._caught(self._keep_views(self._keeper)), group="views")
 
-    async def _keep_views(self) -> None:
-        """One after the other, however fast a series is leafed through; of one image only the newest."""
-        try:
-            while self._unkept:
-                image_id = next(iter(self._unkept))
-                await self.offload(self.chat.store.save_view, image_id, self._unkept.pop(image_id))
-        finally:
-            self._keeping = False
+    async def _keep_views(self, keeper: ViewKeeper) -> None:
+        while await self.offload(keeper.save_next):
+            pass
 
     def unsaved(self) -> Callable[[], None] | None:
         """What a lock is to write down first."""
-        store, views, self._unkept = self.chat.store, self._unkept, {}
-
-        def save() -> None:
-            for image_id, view in views.items():
-                store.save_view(image_id, view)
-
-        return save if views else None
+        return self._keeper.rest() if self._keeper is not None else None
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
