@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgemed.cli.options import Config, FeatureLayer, ImageMode, ImageToken, Json, LlmFolder, NewOut, Quiet, Seed, Template, TowerFolder
+from edgemed.cli.options import Config, FeatureLayer, ImageMode, ImageToken, Json, LlmFolder, NewOut, Quiet, Template, TowerFolder
 from edgemed.cli.output import Output
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def new(
     image_mode: ImageMode = None,
     image_token: ImageToken = "<image>",
     feature_layer: FeatureLayer = -2,
-    seed: Seed = 0,
+    seed: ProjectorSeed = 0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -83,6 +83,7 @@ Context = Annotated[
     int | None, typer.Option("--context", help="Tokens of question and answer; by default enough for the images.", metavar="N", min=1)
 ]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.", metavar="T", min=0.0)]
+ProjectorSeed = Annotated[int, typer.Option("--seed", help="Seed of the projector's first weights.", metavar="N")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling, with a temperature above 0.", metavar="N")]
 
 LlmFolder = Annotated[Path, typer.Option("--llm", help="A bare language model as an HF checkpoint.", metavar="DIR")]
