@@ -74,5 +74,5 @@ $(VENV)/.stamp-torch: | $(BIN)/python
 	@touch $@
 
 $(VENV)/.stamp-test: $(METADATA) $(VENV)/.stamp-torch $(VENV)/.stamp-base
-	$(PIP) install -e '.[dev,train,plots,clinic]'
+	$(PIP) install -e '.[dev,train,plots,clinic,judge]'
 	@touch $@

@@ -209,16 +209,14 @@ def llama_mtmd(binary: Path, llm: Path, mmproj: Path, image: Path, gpu: bool, th
 
 def llama_server(binary: Path, llm: Path, mmproj: Path, size_px: int, gpu: bool, threads: int) -> Row:
     """llama-server with its default settings and one slot, over HTTP on this machine."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = free_port()
     command = [str(binary), "-m", str(llm), "--mmproj", str(mmproj), "-c", "2048", "-np", "1", "--port", str(port), "-t", str(threads)]
     # The template in the file: llama-server's own "vicuna" drops the place of an image and then answers 400.
     command += ["--no-warmup", *(["-ngl", "99"] if gpu else ["-ngl", "0", "--no-mmproj-offload"])]
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
-            _wait_ready(url, process)
+            wait_ready(url, process)
             timed = [_stream(url, pixels) for pixels in images(size_px)][1:]
         finally:
             process.terminate()
@@ -226,7 +224,14 @@ def llama_server(binary: Path, llm: Path, mmproj: Path, size_px: int, gpu: bool,
     return Row("llama-server, defaults", first_token_s=statistics.median(firsts), decode_tokens_per_s=statistics.median(speeds))
 
 
-def _wait_ready(url: str, process: subprocess.Popen[bytes], limit_s: float = 60) -> None:
+def free_port() -> int:
+    """A port of this machine that nobody has at the moment."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def wait_ready(url: str, process: subprocess.Popen[bytes], limit_s: float = 60) -> None:
     end = time.monotonic() + limit_s
     while time.monotonic() < end and process.poll() is None:
         try:

@@ -27,9 +27,9 @@ from edgemed.core.images import load_image, prepare
 from edgemed.core.manifest import Artifact, verify_files
 from runtimes.account import lacks_memory
 from runtimes.memory import measure_memory
-from runtimes.messages import EngineSettings, EngineStats, Event, Failed, Finished, LoadReport, PreparedImage, Request, Token
+from runtimes.messages import Collected, EngineSettings, EngineStats, Event, Failed, Finished, LoadReport, PreparedImage, Request, Token
 from runtimes.process import Pending, WorkerProcess
-from runtimes.wire import Cancel, Embed, Evaluate, Load, SchedulerStats, Stats, Submit, Tokenize
+from runtimes.wire import Cancel, Embed, Evaluate, Load, SchedulerStats, Stats, Submit, SubmitGroup, Tokenize
 
 F32 = NDArray[np.float32]
 
@@ -86,8 +86,8 @@ class Stream(Iterator[Event]):
 class Engine:
     """One model, loaded. Use `Engine.open`."""
 
-    def __init__(self, artifact: Artifact, settings: EngineSettings) -> None:
-        self.artifact, self.settings = artifact, settings
+    def __init__(self, artifact: Artifact, settings: EngineSettings, text_only: bool = False) -> None:
+        self.artifact, self.settings, self._text_only = artifact, settings, text_only
         self._lock = threading.Lock()
         self._closed = False
         self._restarts = 0
@@ -102,10 +102,18 @@ class Engine:
         context = min(settings.context_tokens, artifact.manifest.llm.context_length)
         return cls(artifact, replace(settings, context_tokens=context))
 
+    @classmethod
+    def open_text(cls, artifact: Artifact, settings: EngineSettings | None = None) -> Engine:
+        """The language model alone, of any GGUF (textmodel.py). Raises EngineLoadError or …MemoryError, EngineDiedError."""
+        settings = settings or EngineSettings()
+        _check_settings(settings)
+        context = min(settings.context_tokens, artifact.manifest.llm.context_length)
+        return cls(artifact, replace(settings, context_tokens=context), text_only=True)
+
     def _start(self) -> tuple[WorkerProcess, LoadReport]:
         process = WorkerProcess()
         try:
-            report = process.call(Load(self.artifact, self.settings))
+            report = process.call(Load(self.artifact, self.settings, self._text_only))
         except EngineDiedError as error:
             process.close()
             # llama.cpp does not survive every allocation that fails, and a system kills what takes too much.
@@ -134,6 +142,29 @@ class Engine:
 
     def submit(self, request: Request) -> Stream:
         """Start a request; iterate for its events. Raises InputError for images or text that do not fit, or EngineError."""
+        self._check_request(request)
+        for _ in range(2):
+            process = self._live()
+            try:
+                return Stream(process, process.begin(Submit(request)))
+            except EngineDiedError as error:
+                died = error  # it died unnoticed, before this request reached it: start it anew
+        raise died
+
+    def ask_group(self, requests: Sequence[Request]) -> list[Collected | EdgemedError]:
+        """Answer requests together, with nothing else beside them: the same group always gets the same answers. See groups.py.
+
+        A request that does not fit is an error in its place; raises InputError as `submit` does, EngineDiedError where the worker ends.
+        Texts are as the model wrote them (`core.conversation.clean_answer` makes them readable).
+        """
+        for request in requests:
+            self._check_request(request)
+        reply = self._live().call(SubmitGroup(tuple(requests)))
+        if not isinstance(reply, list):
+            raise EngineError(f"Expected a list from the engine, found {type(reply).__name__}.")
+        return reply
+
+    def _check_request(self, request: Request) -> None:
         self._check_images(request.images)
         wanted = sum(turn.images for turn in request.turns)
         if wanted != len(request.images):
@@ -142,13 +173,6 @@ class Engine:
         _check_text([*(turn.text for turn in request.turns), *request.stop])
         if request.max_tokens < 1 or not request.turns or request.turns[-1].role != "user":
             raise InputError("Expected turns that end with the user's, and max_tokens of at least 1.", "Check the request.")
-        for _ in range(2):
-            process = self._live()
-            try:
-                return Stream(process, process.begin(Submit(request)))
-            except EngineDiedError as error:
-                died = error  # it died unnoticed, before this request reached it: start it anew
-        raise died
 
     def ask(self, turns: str | Sequence[Turn], images: Sequence[Path | PreparedImage] = (), **options: Any) -> Finished:
         """Collect an answer, its text cleaned of stop strings and labels. A plain question is one turn with all the images."""
@@ -235,6 +259,8 @@ class Engine:
         )
 
     def _check_images(self, images: Sequence[PreparedImage]) -> None:
+        if images and self._text_only:
+            raise InputError("Expected text alone, found an image: the model was loaded without a vision tower.", "Leave the image out.")
         size = self.artifact.manifest.image.size_px
         for image in images:
             if image.size_px != size or len(image.pixels) != size * size * 3:

@@ -20,6 +20,7 @@ from edgemed.core.conversation import ImageSlot, Text, render
 from edgemed.core.errors import ContextOverflowError, EdgemedError, EngineError, InputError
 from edgemed.core.manifest import Manifest
 from runtimes.evaluate import batch_error, evaluate
+from runtimes.groups import Groups
 from runtimes.jobs import Drawn, Job, Part, Slot
 from runtimes.libllama import LanguageModel, Sampler, current_account
 from runtimes.messages import EngineSettings, Failed, FinishReason, PreparedImage, Request
@@ -27,7 +28,7 @@ from runtimes.placement import Placement
 from runtimes.prompt import IMAGE_TOKEN, build_prompt, tokenize_segments
 from runtimes.sampling import log_probability
 from runtimes.vision import EmbeddingCache, Encoded, hash_image
-from runtimes.wire import Cancel, Command, Embed, Evaluate, SchedulerStats, Stats, Submit, Tokenize
+from runtimes.wire import Cancel, Command, Embed, Evaluate, SchedulerStats, Stats, Submit, SubmitGroup, Tokenize
 
 RATE_WINDOW_S = 5.0
 
@@ -48,7 +49,9 @@ class Scheduler:
     ) -> None:
         """`ahead`: decoding returns before it is done (on a GPU), so that a token's text can be looked at meanwhile."""
         self._ahead = ahead
-        self._llm, self._encode, self._manifest, self._settings, self._send = llm, encode, manifest, settings, send
+        self._llm, self._encode, self._manifest, self._settings = llm, encode, manifest, settings
+        self._groups = Groups(send)
+        self._send: Send = self._groups.send
         self._inbox: queue.SimpleQueue[tuple[int, float, Command | Encoded]] = queue.SimpleQueue()
         self._slots = [Slot(index) for index in range(settings.slots)]
         self._jobs: dict[int, Job] = {}
@@ -88,11 +91,29 @@ class Scheduler:
         """Take in what has arrived (waiting for it where there is nothing else to do), admit, and run one batch."""
         self._drain(wait=not self._has_work())
         self._drop_cancelled()
+        self._open_group()
         self._admit()
         self._run_batch()
 
     def _has_work(self) -> bool:
-        return any(slot.job for slot in self._slots) or any(not job.missing for job in self._waiting)
+        busy = any(slot.job for slot in self._slots) or any(not job.missing for job in self._waiting)
+        return busy or (self._groups.waiting and not self._jobs)
+
+    def _open_group(self) -> None:
+        """Begin a waiting group once all is idle, as if nothing had ever been asked."""
+        if self._jobs or not self._groups.waiting:
+            return
+        for slot in self._slots:
+            self._placement.clear(slot)
+            slot.last_used = slot.last_run = 0.0
+        self._image_turn = False
+        received, requests = self._groups.open()
+        for id, request in requests:
+            try:
+                self._take_request(id, received, request)
+            except EdgemedError as error:
+                self._jobs.pop(id, None)
+                self._send(id, Failed(error))
 
     def _drain(self, wait: bool) -> None:
         if not wait and self._inbox.empty():
@@ -114,6 +135,8 @@ class Scheduler:
             self._take_rows(command)
         elif isinstance(command, Submit):
             self._take_request(id, received, command.request)
+        elif isinstance(command, SubmitGroup):
+            self._groups.post(id, received, command)
         elif isinstance(command, Evaluate):
             c = command
             job = Job(id, received, evaluate=True, all_positions=c.all_positions, last=c.last, reuse=c.reuse)

@@ -24,10 +24,11 @@ Segments = tuple[Text | ImageSlot | int, ...]
 
 @dataclass(frozen=True)
 class Load:
-    """First command: load this pair. Reply: LoadReport."""
+    """First command: load this pair, or of it the language model alone. Reply: LoadReport."""
 
     artifact: Artifact
     settings: EngineSettings
+    text_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class Submit:
     """Answer a request. Replies: Token…, then Finished or Failed."""
 
     request: Request
+
+
+@dataclass(frozen=True)
+class SubmitGroup:
+    """Answer requests together, from an empty cache and with nothing else beside them. Reply: a list of Collected or EdgemedError."""
+
+    requests: tuple[Request, ...]
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class SchedulerStats:
     account: tuple[Buffer, ...] = ()
 
 
-Command = Load | Submit | Cancel | Stats | Embed | Evaluate | Tokenize
+Command = Load | Submit | SubmitGroup | Cancel | Stats | Embed | Evaluate | Tokenize
 
 
 def pack_frame(value: object) -> bytes:

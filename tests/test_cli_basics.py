@@ -44,6 +44,8 @@ MISSING = [
     ["ask", "Q", "--model", "/no/such/folder"],
     ["bench", "/no/such/folder"],
     ["eval", "/no/such/folder", "--dataset", "slake=/no/such"],
+    ["judge", "/no/such/questions.jsonl", "/no/such/answers.jsonl", "--judge", "m"],
+    ["pareto", "/no/such/results.json"],
     ["finetune", "vqa", "--config", "/no/such/run.toml"],
     ["models", "show", "nosuchname"],
     ["models", "pull", "nosuchname"],

@@ -380,7 +380,7 @@ print(sorted(p.name for p in Path(sys.argv[1]).rglob("*")))
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgemed.clinic.store.filelock.os.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+    monkeypatch.setattr("edgemed.core.filelock.os.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
     with pytest.raises(ResourceError, match="not permitted"):
         make_store(tmp_path / "cases.db")
 

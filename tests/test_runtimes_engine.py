@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,7 +23,7 @@ from edgemed.core.errors import ArtifactError, ContextOverflowError, EngineDiedE
 from edgemed.core.manifest import Artifact, load_artifact
 from runtimes.engine import Engine, prepare_request
 from runtimes.libllama import gpu_devices
-from runtimes.messages import EngineSettings, Event, Failed, Finished, PreparedImage, Request, Sampling, Token
+from runtimes.messages import Collected, EngineSettings, Event, Failed, Finished, PreparedImage, Request, Sampling, Token
 from runtimes.prompt import IMAGE_TOKEN
 from runtimes.wire import Tokenize
 
@@ -484,3 +484,46 @@ def test_real_model_streams_whole_characters(smollm2: Engine) -> None:
     tokens, finished = collect(smollm2.submit(question("Write five emoji and the word Übergröße, twice.", max_tokens=60)))
     assert "".join(token.text for token in tokens) == finished.text
     assert all("\ufffd" not in token.text for token in tokens[:-1])
+
+
+def texts(engine: Engine, requests: list[Request]) -> list[tuple[tuple[int, ...], tuple[float, ...]]]:
+    return [(c.token_ids, c.logprobs) for c in engine.ask_group(requests) if isinstance(c, Collected)]
+
+
+def test_a_group_is_answered_the_same_whatever_came_before(artifact: Artifact) -> None:
+    first = [question(f"Question {k} about it?", image(1), max_tokens=6, logprobs=True) for k in range(7)]
+    other = [question("Something longer altogether, asked of another image?", image(k), max_tokens=9) for k in range(3)]
+    settings = replace(SETTINGS, slots=4, kv_tokens=4 * 96)
+    with Engine.open(artifact, settings) as fresh:
+        alone = texts(fresh, first)
+    with Engine.open(artifact, settings) as used:
+        texts(used, other)
+        collect(used.submit(question("And one by itself?", image(1), max_tokens=5)))
+        assert texts(used, first) == alone  # to the last bit
+    assert len(alone) == 7 and all(len(ids) == len(logprobs) == 6 for ids, logprobs in alone)
+    assert all(value <= 0 for _, logprobs in alone for value in logprobs)
+
+
+def test_a_group_keeps_what_does_not_fit_in_its_place(engine: Engine) -> None:
+    long = question("word " * 600, image(1), max_tokens=3)
+    short = question("Is it?", image(1), max_tokens=3)
+    first, second, third = engine.ask_group([short, long, short])
+    assert isinstance(second, ContextOverflowError)
+    assert isinstance(first, Collected) and isinstance(third, Collected)
+    assert first.token_ids == third.token_ids and first.finished.usage.new_tokens == 3
+    assert engine.ask_group([]) == []
+    assert isinstance(engine.ask_group([long])[0], ContextOverflowError)
+    with pytest.raises(InputError):
+        engine.ask_group([short, question("Is it?", max_tokens=0)])
+
+
+def test_a_request_between_groups_is_answered(engine: Engine) -> None:
+    """One that is in flight when a group comes is finished first, by itself."""
+    stream = engine.submit(question("Is it normal?", image(3), max_tokens=40))
+    assert isinstance(next(stream), Token)
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.extend(engine.ask_group([question("Is it?", image(1), max_tokens=3)])))
+    thread.start()
+    _, finished = collect(stream)
+    thread.join(60)
+    assert finished.usage.new_tokens == 40 and isinstance(found[0], Collected)

@@ -39,6 +39,9 @@ Quant = Annotated[
     str | None, typer.Option("--quant", help="GGUF type of the language model instead of --bits, as Q4_K_M, Q8_0 or F16.", metavar="TYPE")
 ]
 VisionQuant = Annotated[str | None, typer.Option("--vision-quant", help="GGUF type of the vision tower instead of --bits.", metavar="TYPE")]
+To = Annotated[
+    str, typer.Option("--to", help="gguf, or hf: transformers' LlavaForConditionalGeneration, where fine-tuning starts.", metavar="FORMAT")
+]
 Calibrate = Annotated[
     str | None,
     typer.Option(
@@ -82,6 +85,13 @@ Context = Annotated[
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.", metavar="T", min=0.0)]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling, with a temperature above 0.", metavar="N")]
 
+LlmFolder = Annotated[Path, typer.Option("--llm", help="A bare language model as an HF checkpoint.", metavar="DIR")]
+TowerFolder = Annotated[Path, typer.Option("--tower", help="A CLIP or SigLIP vision tower as an HF checkpoint.", metavar="DIR")]
+NewOut = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.", metavar="DIR")]
+ImageToken = Annotated[
+    str, typer.Option("--image-token", help="Token that stands for an image; added to the tokenizer where it is not there.", metavar="TEXT")
+]
+FeatureLayer = Annotated[int, typer.Option("--feature-layer", help="Which of the tower's hidden states is used.", metavar="N")]
 Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]
 Device = Annotated[str, typer.Option("--device", help="cpu, gpu (or cuda), rtx3050, rtx3080 or jetson.", metavar="NAME")]
 LoadDevice = Annotated[
@@ -96,15 +106,101 @@ GpuLayers = Annotated[int | None, typer.Option("--gpu-layers", help="Layers on t
 Tower = Annotated[
     str | None, typer.Option("--tower", help="Where the vision tower is computed, gpu or cpu; chosen where left out.", metavar="WHERE")
 ]
-Datasets = Annotated[list[str], typer.Option("--dataset", help="A data set as NAME=PATH; can be given several times.", metavar="NAME=PATH")]
+Datasets = Annotated[
+    list[str],
+    typer.Option(
+        "--dataset",
+        help="A data set, as slake=PATH, slake:test=PATH or, for a fifth of its images, vqa-rad:all@1/5=PATH; can be given several times.",
+        metavar="NAME=PATH",
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", help="Only the first N questions of each data set.", metavar="N", min=1)]
 Split = Annotated[str, typer.Option("--split", help="Which part of each data set.", metavar="NAME")]
 Blank = Annotated[bool, typer.Option("--blank", help="Show an empty image each time: what a model answers without seeing.")]
+Looks = Annotated[bool, typer.Option("--looks", help="Ask again with a blank, a mirrored and another image; tell how many answers stay.")]
+CalibrateRun = Annotated[
+    bool, typer.Option("--calibrate", help="Leave calibration.json beside the model: how often such answers are right, and when to refer.")
+]
+TrainedOn = Annotated[
+    list[str] | None,
+    typer.Option("--trained-on", help="What the model was trained on: images that are there too are counted.", metavar="NAME=PATH"),
+]
+RunFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="Keep predictions there, and go on from them where an earlier run was cut.", metavar="DIR"),
+]
+PredictionFile = Annotated[
+    Path | None, typer.Option("--predictions", help="Score this prediction file (JSON lines) instead of asking a model.", metavar="FILE")
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option("--endpoint", help="Ask a server that speaks OpenAI's protocol; the key is read from OPENAI_API_KEY.", metavar="URL"),
+]
+EndpointModel = Annotated[str | None, typer.Option("--endpoint-model", help="The model's name at that server.", metavar="NAME")]
+ReferenceModel = Annotated[
+    Path | None,
+    typer.Option("--reference", help="Ask transformers with a checkpoint of `edgemed finetune`; needs the train extra.", metavar="DIR"),
+]
+Slots = Annotated[int, typer.Option("--slots", help="Questions about one image that are answered at once.", metavar="N", min=1, max=256)]
 Questions = Annotated[int, typer.Option("--questions", help="Questions that are measured, three to an image.", metavar="N", min=1)]
 Save = Annotated[
     list[Path] | None,
     typer.Option("--save", help="Write the measurement as .json, .md or .png (plots extra); can be given several times.", metavar="FILE"),
 ]
+
+JudgedQuestions = Annotated[
+    Path, typer.Argument(help="JSON lines with reference answers, as LLaVA-Med's llava_med_eval_qa50_qa.jsonl.", metavar="QUESTIONS")
+]
+JudgedAnswers = Annotated[
+    Path | None,
+    typer.Argument(help="A model's answers to them: JSON lines with question_id and text; left out with --model.", metavar="[ANSWERS]"),
+]
+JudgedModel = Annotated[
+    Path | None, typer.Option("--model", help="Have this converted model answer first, about the images of --image-folder.", metavar="DIR")
+]
+ImageFolder = Annotated[Path | None, typer.Option("--image-folder", help="Where the questions' images are.", metavar="DIR")]
+JudgeOut = Annotated[
+    Path, typer.Option("--out", help="Folder for replies, scores and tables; a run that was cut off goes on.", metavar="DIR")
+]
+JudgeName = Annotated[
+    str | None,
+    typer.Option("--judge", help="A model's name at an OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY.", metavar="NAME"),
+]
+Gguf = Annotated[Path | None, typer.Option("--gguf", help="Judge offline with this language model instead of an endpoint.", metavar="FILE")]
+Instruction = Annotated[
+    Path | None,
+    typer.Option(
+        "--instruction", help="What the judge is told to do, as LLaVA-Med's own text; a text of ours where left out.", metavar="FILE"
+    ),
+]
+JudgeProtocol = Annotated[str, typer.Option("--protocol", help="LLaVA-Med's version, v1.5 or v1.0.", metavar="NAME")]
+BothOrders = Annotated[
+    bool, typer.Option("--both-orders", help="Ask twice with the answers exchanged: adds wins, ties and intervals to the protocol's table.")
+]
+Parallel = Annotated[int, typer.Option("--parallel", help="Questions asked of an endpoint at once.", metavar="N", min=1, max=64)]
+Attempts = Annotated[
+    int, typer.Option("--attempts", help="How often an endpoint is asked until its reply holds two scores.", metavar="N", min=1)
+]
+Prices = Annotated[
+    str | None, typer.Option("--price", help="Dollars a million tokens of prompts and of replies, as 30,60.", metavar="PROMPT,REPLY")
+]
+EstimateOnly = Annotated[bool, typer.Option("--estimate", help="Tell what it will cost, and stop.")]
+
+ResultFiles = Annotated[
+    list[Path], typer.Argument(help="Files that `edgemed eval --json` and `edgemed bench --json` have written.", metavar="RESULTS...")
+]
+ParetoOut = Annotated[Path, typer.Option("--out", help="Folder for the picture, the document and the page.", metavar="DIR")]
+ScoreProtocol = Annotated[str, typer.Option("--protocol", help="Which of an evaluation's protocols counts.", metavar="NAME")]
+Metrics = Annotated[str | None, typer.Option("--metric", help="closed or open; both where left out.", metavar="NAME")]
+WithPublished = Annotated[bool, typer.Option("--with-published", help="Show others' published figures beside ours.")]
+PublishedFile = Annotated[
+    Path | None, typer.Option("--published", help="Published figures of your own, in the form of published.toml.", metavar="FILE")
+]
+DeviceBudget = Annotated[
+    str | None, typer.Option("--device", help="Name the best model for it: cpu, gpu, rtx3050, rtx3080 or jetson.", metavar="NAME")
+]
+MemoryBudget = Annotated[str | None, typer.Option("--budget", help="Name the best model within so much memory, as 4GB.", metavar="SIZE")]
+LeastSpeed = Annotated[float, typer.Option("--min-speed", help="Least tokens a second of the best model.", metavar="N", min=0.0)]
 
 Store = Annotated[
     Path | None, typer.Option("--store", help="The case store; by default the one in edgemed's own data folder.", metavar="FILE")
@@ -140,3 +236,28 @@ ReportLanguage = Annotated[
 ]
 Look = Annotated[str, typer.Option("--theme", help="dark, light or contrast; the user's setting where left out.", metavar="NAME")]
 Fake = Annotated[bool, typer.Option("--fake", help="Answers that are made up, without a model.", hidden=True)]
+
+SourceSets = Annotated[list[str], typer.Argument(help="Data sets as NAME=PATH.", metavar="NAME=PATH...")]
+Splits = Annotated[
+    list[str] | None,
+    typer.Option("--split", help="A part of each data set; can be given several times. train where left out.", metavar="NAME"),
+]
+TokenizerOf = Annotated[
+    Path | None,
+    typer.Option("--model", help="The checkpoint to train: also check labels and lengths with its tokenizer (train extra).", metavar="DIR"),
+]
+MaxRowTokens = Annotated[int, typer.Option("--max-tokens", help="Longest row that the recipe allows.", metavar="N", min=16)]
+UrlList = Annotated[Path, typer.Argument(help="LLaVA-Med's list, llava_med_image_urls.jsonl.", metavar="LIST")]
+FiguresOut = Annotated[Path, typer.Option("--out", help="Folder for the figures.", metavar="DIR")]
+FiguresFor = Annotated[
+    Path | None, typer.Option("--for", help="Only the figures that this LLaVA file names, as llava_med_instruct_10k.json.", metavar="FILE")
+]
+FiguresLimit = Annotated[int | None, typer.Option("--limit", help="Only the first N figures.", metavar="N", min=1)]
+Jobs = Annotated[int, typer.Option("--jobs", help="Archives at once.", metavar="N", min=1, max=64)]
+Mirror = Annotated[
+    str | None, typer.Option("--mirror", help="What stands for everything before oa_package/ in the list's addresses.", metavar="URL")
+]
+RetryGone = Annotated[bool, typer.Option("--retry-gone", help="Ask again for what was gone or unusable.")]
+HubSet = Annotated[str, typer.Argument(help="A data set of the hub, as flaviagiammarino/vqa-rad.", metavar="REPO")]
+Revision = Annotated[str, typer.Option("--revision", help="Its branch, tag or commit.", metavar="NAME")]
+HubSetOut = Annotated[Path, typer.Option("--out", help="Folder to write; it must not be there yet.", metavar="DIR")]

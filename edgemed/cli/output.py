@@ -21,6 +21,7 @@ from edgemed.core.advice import ADVICE as ADVICE
 from edgemed.core.text import printable
 
 Progress = Callable[[str, int, int], None]
+Steps = Callable[[int, int, str], None]
 
 
 def escape_controls(line: str) -> str:
@@ -80,3 +81,20 @@ class Output:
 
         with progress_bars() as show:
             yield show
+
+    @contextmanager
+    def steps(self) -> Iterator[Steps]:
+        """A callback (step, steps, text) for something long: a bar on a terminal, else a note every twentieth of the way."""
+        if self.quiet:
+            yield lambda step, steps, text: None
+        elif sys.stderr.isatty():
+            from edgemed.report.tables import step_bar
+
+            with step_bar() as show:
+                yield show
+        else:
+            yield self._note_step
+
+    def _note_step(self, step: int, steps: int, text: str) -> None:
+        if step == 1 or step == steps or step * 20 // steps != (step - 1) * 20 // steps:
+            self.note(f"{step}/{steps} {text}")

@@ -16,12 +16,18 @@ AnswerType = Literal["closed", "open", "unknown"]
 
 @dataclass(frozen=True)
 class Sample:
-    """A conversation with at most one image. Question and answer are those of the last round."""
+    """A conversation with at most one image. Question and answer are those of the last round.
+
+    `modality` and `organ` are the set's own words, empty where it has none; so is `native_type`, from which `answer_type` was read.
+    """
 
     id: str
     image: Path | None
     turns: tuple[Turn, ...]
     answer_type: AnswerType = "unknown"
+    modality: str = ""
+    organ: str = ""
+    native_type: str = ""
 
     @property
     def question(self) -> str:
@@ -32,9 +38,9 @@ class Sample:
         return self.turns[-1].text
 
     @classmethod
-    def single(cls, id: str, image: Path | None, question: str, answer: str, answer_type: AnswerType) -> Sample:
-        """A sample of one round."""
-        return cls(id, image, (Turn("user", question, images=1 if image else 0), Turn("assistant", answer)), answer_type)
+    def single(cls, id: str, image: Path | None, question: str, answer: str, answer_type: AnswerType, **facts: str) -> Sample:
+        """A sample of one round; `facts` are modality, organ and native_type."""
+        return cls(id, image, (Turn("user", question, images=1 if image else 0), Turn("assistant", answer)), answer_type, **facts)
 
 
 def hash_samples(samples: Iterable[Sample]) -> str:

@@ -1,6 +1,9 @@
-"""Accuracy of the very artifact that a clinic runs: closed accuracy and open recall on medical VQA sets.
+"""Accuracy of the very artifact that a clinic runs, on medical VQA sets: the field's protocols, a strict one, and how sure it may be.
 
-    evaluation = evaluate(engine, samples)              # in runner.py
+    with EngineTarget(artifact) as target:              # targets.py; also a server, or transformers (reference.py)
+        replies = run(target, samples, folder=out)      # runner.py: a group an image, survives a SIGKILL
+    result = build_result(samples, [r.text for r in replies], [r.score for r in replies])       # results.py
 
-Metrics here are strict; the field's older ones come with a later release. Knows no llama.cpp: it asks an engine.
+protocols.py has the metrics, looks.py the images that should change an answer, confidence.py calibration and the referral rule,
+leakage.py what a split shares with training, predictions.py the field's prediction files. Knows no llama.cpp: it asks an engine.
 """

@@ -1,5 +1,6 @@
 """The same questions through transformers: what the converted artifact is compared with, and how a checkpoint is scored on a GPU.
 
+    edgemed eval --reference CHECKPOINT --dataset slake=PATH
     python -m edgemed.evaluation.reference CHECKPOINT --dataset slake=PATH --split validate [--blank]
 
 Reads a folder that `edgemed finetune` wrote (with `edgemed.json`). Greedy, batched, bf16 on a GPU and fp32 on a CPU.
@@ -8,7 +9,9 @@ Reads a folder that `edgemed finetune` wrote (with `edgemed.json`). Greedy, batc
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,9 +22,11 @@ import numpy as np
 from edgemed.core.contract import CONTRACT_NAME, count_image_tokens, load_contract
 from edgemed.core.conversation import clean_answer, render, split_chunks
 from edgemed.core.errors import CheckpointError
-from edgemed.core.images import load_image, normalise, prepare
+from edgemed.core.images import normalise, prepare
 from edgemed.data import Sample, load_samples
+from edgemed.evaluation.looks import View, show
 from edgemed.evaluation.metrics import score
+from edgemed.evaluation.targets import MAX_TOKENS, Reply
 
 
 class Reference:
@@ -57,16 +62,19 @@ class Reference:
     def answers(self, samples: Sequence[Sample], blank: bool = False, batch_size: int = 128, max_tokens: int = 24) -> Iterator[str]:
         """Greedy answers, in order. `blank` replaces every image by the padding colour."""
         for start in range(0, len(samples), batch_size):
-            yield from self._batch(samples[start : start + batch_size], blank, max_tokens)
+            part = samples[start : start + batch_size]
+            shown = [self.pixels(show(s.image, "blank" if blank else "shown")) if s.image else None for s in part]
+            yield from self.batch(part, shown, max_tokens)
 
-    def _batch(self, samples: Sequence[Sample], blank: bool, max_tokens: int) -> list[str]:
+    def batch(self, samples: Sequence[Sample], pixels: Sequence[Any], max_tokens: int) -> list[str]:
+        """Greedy answers of one padded batch; `pixels` are prepared images, uint8 [size, size, 3], None for a sample without one."""
         torch = self.torch
         prompts = [self.prompt(s) for s in samples]
         length = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id or 0
         ids = torch.tensor([[pad] * (length - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts])
-        images = [normalise(self._pixels(s, blank), self.image) for s in samples if s.image]
+        images = [normalise(p, self.image) for p in pixels if p is not None]
         shown = {"pixel_values": torch.from_numpy(np.stack(images)).to(self.device, self.model.dtype)} if images else {}
         out = self.model.generate(
             input_ids=ids.to(self.device),
@@ -80,15 +88,34 @@ class Reference:
         texts = self.tokenizer.batch_decode(out[:, length:], skip_special_tokens=False)
         return [clean_answer(self.template, t) for t in texts]
 
-    def _pixels(self, sample: Sample, blank: bool) -> Any:
-        assert sample.image is not None
-        if blank:
+    def pixels(self, picture: Any) -> Any:
+        """A picture as the tower is to see it, uint8 [size, size, 3]; None is the padding colour."""
+        if picture is None:
             return np.broadcast_to(np.array(self.image.pad_colour, np.uint8), (self.image.size_px, self.image.size_px, 3))
-        return prepare(load_image(sample.image), self.image)
+        return prepare(picture, self.image)
 
     def _end_ids(self) -> list[int]:
         stops = [self.tokenizer.convert_tokens_to_ids(s) for s in self.template.stop]
         return [i for i in {self.tokenizer.eos_token_id, *stops} if isinstance(i, int)]
+
+
+class ReferenceTarget:
+    """A checkpoint as the runner asks it: the questions about one image in one batch."""
+
+    def __init__(self, folder: Path, max_tokens: int = MAX_TOKENS) -> None:
+        self._reference, self._max_tokens = Reference(folder), max_tokens
+        self.name = f"{folder.resolve().name}-transformers"
+        weights = sorted((p.name, p.stat().st_size) for p in folder.glob("*.safetensors"))
+        self.identity = hashlib.sha256(repr((self.name, weights, max_tokens, self._reference.device)).encode()).hexdigest()
+
+    def answer(self, samples: Sequence[Sample], view: View, donor: Path | None = None) -> list[Reply]:
+        """Answers in order. Raises ImageError."""
+        start = time.monotonic()
+        path = samples[0].image
+        pixels = self._reference.pixels(show(path, view, donor)) if path else None
+        texts = self._reference.batch(samples, [pixels] * len(samples), self._max_tokens)
+        elapsed_s = (time.monotonic() - start) / len(samples)
+        return [Reply(text, elapsed_s=elapsed_s) for text in texts]
 
 
 def main() -> None:

@@ -1,96 +1,179 @@
-"""Ask an engine every question of a set, and score the answers.
+"""Ask a target every question of a set, a group an image; what is answered survives a SIGKILL.
 
-    evaluation = evaluate(engine, load_samples("slake", path, "validate"))
-    evaluation.scores.closed, evaluation.scores.open
+    with EngineTarget(artifact) as target:
+        answers = run(target, samples, folder=Path("out/slake"))      # folder None: nothing is kept
 
-Greedy, one question after another; questions about one image follow one another as the set has them, so that the engine reuses what
-it knows of it. Knows no files but the images that the samples name.
+The folder holds `run.json` (what was asked of whom), `journal.jsonl` (answers as they come, a group at a time, synced) and, at the end,
+`predictions.jsonl` in the set's order with `predictions-timed.jsonl` beside it. Begun again, groups that are whole in the journal are not
+asked again; one that was cut is asked again whole, because an answer's last bits depend on what is answered beside it. So an
+interrupted run ends with the file that an uninterrupted one writes, byte for byte.
 """
 
 from __future__ import annotations
 
-import time
+import json
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from edgemed.core.images import ImagePreparation
+from edgemed.core.errors import DatasetError, InputError
+from edgemed.core.files import os_errors, save_text
 from edgemed.data.samples import Sample, hash_samples
-from edgemed.evaluation.metrics import Scores, closed_match, open_recall, score
-from runtimes.engine import Engine, prepare_image
-from runtimes.messages import PreparedImage
+from edgemed.evaluation.looks import View, swap_images
+from edgemed.evaluation.predictions import Prediction, make_answer_id, name_some, save_predictions
+from edgemed.evaluation.targets import Reply, Target
 
-# Answers of these sets are a few words.
-MAX_TOKENS = 24
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One question's answer; `points` is 0 to 1, None where the set does not tell the type of the question."""
-
-    id: str
-    question: str
-    answer_type: str
-    reference: str
-    prediction: str
-    points: float | None
+RUN_NAME, JOURNAL_NAME = "run.json", "journal.jsonl"
+PREDICTIONS_NAME, TIMED_NAME = "predictions.jsonl", "predictions-timed.jsonl"
+SCHEMA_VERSION = 1
+# Questions without an image, and more about one than anybody means, are asked in groups of this size.
+_MOST_IN_GROUP = 256
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Scores in percent, each answer, and which samples they are about."""
+class Group:
+    """Questions about one image: their places in the set, and the image shown instead where images are swapped."""
 
-    scores: Scores
-    answers: tuple[Answer, ...]
-    samples_sha256: str
-    blank: bool
-    elapsed_s: float
+    places: tuple[int, ...]
+    donor: Path | None = None
 
 
-def evaluate(
-    engine: Engine,
+def group_samples(samples: Sequence[Sample]) -> list[Group]:
+    """Places by image, in order of their first question."""
+    by_image: dict[Path | None, list[int]] = {}
+    for place, sample in enumerate(samples):
+        by_image.setdefault(sample.image, []).append(place)
+    donors = swap_images([path for path in by_image if path is not None])
+    return [
+        Group(tuple(places[start : start + _MOST_IN_GROUP]), donors[path] if path else None)
+        for path, places in by_image.items()
+        for start in range(0, len(places), _MOST_IN_GROUP)
+    ]
+
+
+def check_ids(samples: Sequence[Sample]) -> None:
+    """Raises DatasetError where an id comes twice: answers would be paired with the wrong question."""
+    twice = [id for id, count in Counter(s.id for s in samples).items() if count > 1]
+    if twice:
+        raise DatasetError(f"Expected each id once, found {name_some(twice)} more than once.", "Give the rows ids of their own.")
+
+
+def run(
+    target: Target,
     samples: Sequence[Sample],
-    *,
-    blank: bool = False,
-    max_tokens: int = MAX_TOKENS,
+    view: View = "shown",
+    folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Answer and score. `blank` shows the padding colour instead of each image. Raises ImageError and what the engine raises."""
-    begun = time.monotonic()
-    answers = []
-    for sample in samples:
-        answers.append(_answer(engine, sample, blank, max_tokens))
+) -> list[Reply]:
+    """Replies in the samples' order. Raises DatasetError, InputError (a folder of another run), ImageError and what the target raises."""
+    check_ids(samples)
+    groups = group_samples(samples)
+    journal = Journal(folder, _describe(target, samples, view)) if folder else None
+    replies = journal.restore(samples, groups) if journal else {}
+    for group in groups:
+        if group.places[0] not in replies:
+            asked = [samples[place] for place in group.places]
+            found = dict(zip(group.places, target.answer(asked, view, group.donor), strict=True))
+            if journal:
+                journal.append([(samples[place].id, reply) for place, reply in found.items()])
+            replies |= found
         if progress:
-            progress(len(answers), len(samples))
-    return Evaluation(
-        scores=score((a.answer_type, a.prediction, a.reference) for a in answers),
-        answers=tuple(answers),
-        samples_sha256=hash_samples(samples),
-        blank=blank,
-        elapsed_s=time.monotonic() - begun,
+            progress(len(replies), len(samples))
+    ordered = [replies[place] for place in range(len(samples))]
+    if folder:
+        save_answers(folder, target, samples, ordered)
+    return ordered
+
+
+def save_answers(folder: Path, target: Target, samples: Sequence[Sample], replies: Sequence[Reply]) -> None:
+    """Both prediction files."""
+    rows = [_predict(target, sample, reply) for sample, reply in zip(samples, replies, strict=True)]
+    timed = [{"inference_time": r.elapsed_s, "memory_usage": r.memory_bytes and r.memory_bytes / 1e9} for r in replies]
+    save_predictions(folder / TIMED_NAME, rows, timed)
+    save_predictions(folder / PREDICTIONS_NAME, rows)
+
+
+def _predict(target: Target, sample: Sample, reply: Reply) -> Prediction:
+    metadata: dict[str, Any] = {"tokens_generated": reply.tokens}
+    metadata |= {"score": reply.score} if reply.score is not None else {}
+    metadata |= {"error": reply.error} if reply.error else {}
+    return Prediction(
+        sample.id, sample.question, reply.text, make_answer_id(target.identity, sample.id, reply.text), target.name, metadata
     )
 
 
-def _answer(engine: Engine, sample: Sample, blank: bool, max_tokens: int) -> Answer:
-    images = []
-    if sample.image is not None:
-        images = [blank_image(engine.artifact.manifest.image) if blank else prepare_image(engine.artifact, sample.image)]
-    prediction = engine.ask(sample.turns[:-1], images, max_tokens=max_tokens).text
-    return Answer(
-        id=sample.id,
-        question=sample.question,
-        answer_type=sample.answer_type,
-        reference=sample.answer,
-        prediction=prediction,
-        points=_points(sample, prediction),
-    )
+def _describe(target: Target, samples: Sequence[Sample], view: View) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model_id": target.name,
+        "target": target.identity,
+        "samples_sha256": hash_samples(samples),
+        "questions": len(samples),
+        "view": view,
+    }
 
 
-def _points(sample: Sample, prediction: str) -> float | None:
-    if sample.answer_type == "unknown":
+class Journal:
+    """Answers on disk as they come. Raises InputError where the folder is another run's."""
+
+    def __init__(self, folder: Path, about: dict[str, Any]) -> None:
+        self._path = folder / JOURNAL_NAME
+        known = folder / RUN_NAME
+        with os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            found = _read_json(known) if known.is_file() else None
+        if found is not None and found != about:
+            different = [key for key in about if not isinstance(found, dict) or found.get(key) != about[key]]
+            raise InputError(
+                f"Expected a run of the same model, questions and settings in {folder}, found another ({', '.join(different)}).",
+                "Choose another folder with --out.",
+            )
+        if found is None:
+            save_text(known, json.dumps(about, indent=1) + "\n")
+
+    def restore(self, samples: Sequence[Sample], groups: Sequence[Group]) -> dict[int, Reply]:
+        """Replies by place, of groups that are whole; what is left of a cut one is dropped from the file."""
+        kept: dict[str, Reply] = {}
+        if self._path.is_file():
+            with os_errors(self._path):
+                lines = self._path.read_bytes().splitlines()
+            for line in lines:
+                row = _parse(line)
+                if row is not None:
+                    kept[row[0]] = row[1]
+        out: dict[int, Reply] = {}
+        for group in groups:
+            if all(samples[place].id in kept for place in group.places):
+                out |= {place: kept[samples[place].id] for place in group.places}
+        save_text(self._path, "".join(_line(samples[place].id, reply) for place, reply in out.items()))
+        return out
+
+    def append(self, rows: Sequence[tuple[str, Reply]]) -> None:
+        """Add a group, on disk before this returns."""
+        with os_errors(self._path), self._path.open("ab") as file:
+            file.write("".join(_line(id, reply) for id, reply in rows).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _line(id: str, reply: Reply) -> str:
+    return json.dumps({"id": id, **asdict(reply)}, ensure_ascii=False) + "\n"
+
+
+def _parse(line: bytes) -> tuple[str, Reply] | None:
+    """A journal's line, or None where a kill cut it."""
+    try:
+        row = json.loads(line)
+        return row.pop("id"), Reply(**row)
+    except (ValueError, TypeError, AttributeError, KeyError):
         return None
-    return float(closed_match(prediction, sample.answer)) if sample.answer_type == "closed" else open_recall(prediction, sample.answer)
 
 
-def blank_image(preparation: ImagePreparation) -> PreparedImage:
-    """An image of nothing but the padding colour: what a model answers without seeing."""
-    return PreparedImage(bytes(preparation.pad_colour) * preparation.size_px**2, preparation.size_px)
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return {}

@@ -255,7 +255,7 @@ def judge(answer: Answer, calibration: Calibration | None) -> tuple[Confidence |
     if calibration is None or answer.score is None or answer.finished is None:
         return None, "answer"
     probability = calibration.probability(answer.score)
-    return Confidence(probability, calibration.calibrated_on), "refer" if calibration.refers(probability) else "answer"
+    return Confidence(probability, calibration.calibrated_on), "refer" if calibration.refers(answer.score) else "answer"
 
 
 def _seen(images: Sequence[CaseImage], shown: Sequence[_Prepared]) -> tuple[SeenImage, ...]:

@@ -20,7 +20,7 @@ from edgemed.clinic.store.access import Access, Change, Means
 from edgemed.clinic.store.audit import AuditLog
 from edgemed.clinic.store.backup import load_end, open_backup, save_backup
 from edgemed.clinic.store.database import Database
-from edgemed.clinic.store.filelock import FileLock
+from edgemed.clinic.store.filelock import StoreLock
 from edgemed.clinic.store.harden import forbid_core_files
 from edgemed.clinic.store.keys import SealedKey, check_passphrase, derive, new_key, new_salt
 from edgemed.clinic.store.layout import Layout, Opened, seal_store_key, unseal_store_key
@@ -44,7 +44,7 @@ class Vault:
         self.path = path
         self._access = Access(actor, means)
         self._files = Layout(path)
-        self._file_lock = FileLock(self._files.lock)
+        self._file_lock = StoreLock(self._files.lock)
         self._backup_key = bytearray()
         self._box: SealedKey | None = None
         self._active_s = means.idle_clock_s()

@@ -1,0 +1,187 @@
+"""Questions a minute on a set of images: `edgemed eval` against llama.cpp's own programs, in one run on one machine.
+
+    python -m bench.eval_speed ARTIFACT --dataset slake=PATH --bin-dir DIR [--images 12] [--cli-questions 6] [--json FILE]
+
+DIR holds llama-server and llama-mtmd-cli of the same llama.cpp. All answer the same questions, greedy, at most 24 tokens, with the same
+threads. The programs take turns image by image, so that whatever else the machine does falls on all alike:
+
+- ours: all questions about an image as one group
+- llama-server: one question after another over HTTP with its own prompt cache on, questions about one image in a row; and once more with
+  as many slots and clients as ours has, which is more than the comparison asks for
+- llama-mtmd-cli: a process a question, on the first few questions only
+
+Loading is not counted for the two that stay loaded. The share of equal answers is told, so that nobody is fast by answering less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bench.peers import free_port, wait_ready
+from edgemed.core.images import load_image, prepare
+from edgemed.core.manifest import Artifact, load_artifact
+from edgemed.data import Sample, load_named, parse_dataset
+from edgemed.evaluation.metrics import words
+from edgemed.evaluation.runner import group_samples
+from edgemed.evaluation.targets import MAX_TOKENS, SLOTS, EngineTarget
+from edgemed.report.tables import print_table
+from runtimes.system import physical_cores
+
+HTTP_TIMEOUT_S = 600
+
+
+@dataclass
+class Clock:
+    """One program's time and answers."""
+
+    program: str
+    elapsed_s: float = 0.0
+    answers: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def per_minute(self) -> float:
+        """Questions a minute."""
+        return 60 * len(self.answers) / self.elapsed_s
+
+    def same(self, other: Clock) -> float:
+        """The share of this clock's answers that the other has too."""
+        return float(np.mean([words(text) == words(other.answers[id]) for id, text in self.answers.items()]))
+
+
+@contextmanager
+def server(binary: Path, artifact: Artifact, threads: int, slots: int) -> Iterator[str]:
+    """A llama-server's address, ready."""
+    port = free_port()
+    cells = slots * (artifact.manifest.vision.image_tokens + 96) if slots > 1 else 2048
+    command = [str(binary), "-m", str(artifact.llm_path), "--mmproj", str(artifact.mmproj_path), "-c", str(cells), "-np", str(slots)]
+    command += ["--port", str(port), "-t", str(threads), "-ngl", "0", "--no-mmproj-offload", "--no-warmup"]
+    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_ready(url, process)
+            yield url
+        finally:
+            process.terminate()
+
+
+def prepared_png(artifact: Artifact, path: Path) -> bytes:
+    """The image at the tower's own size, so that every program sees the same pixels."""
+    data = io.BytesIO()
+    Image.fromarray(prepare(load_image(path), artifact.manifest.image)).save(data, "PNG")
+    return data.getvalue()
+
+
+def ask_server(url: str, link: str, question: str) -> str:
+    """One question over HTTP."""
+    content = [{"type": "image_url", "image_url": {"url": link}}, {"type": "text", "text": question}]
+    body = {"messages": [{"role": "user", "content": content}], "temperature": 0, "max_tokens": MAX_TOKENS, "cache_prompt": True}
+    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=HTTP_TIMEOUT_S) as reply:
+        return str(json.load(reply)["choices"][0]["message"]["content"]).strip()
+
+
+def time_server(clock: Clock, url: str, artifact: Artifact, samples: Sequence[Sample], clients: int) -> None:
+    """The questions about one image, by so many clients at once."""
+    start = time.perf_counter()
+    link = "data:image/png;base64," + base64.b64encode(prepared_png(artifact, _image(samples))).decode()
+    with ThreadPoolExecutor(clients) as pool:
+        texts = list(pool.map(lambda s: ask_server(url, link, s.question), samples))
+    clock.elapsed_s += time.perf_counter() - start
+    clock.answers |= {s.id: text for s, text in zip(samples, texts, strict=True)}
+
+
+def time_ours(clock: Clock, target: EngineTarget, samples: Sequence[Sample]) -> None:
+    """The same as one group."""
+    start = time.perf_counter()
+    replies = target.answer(samples, "shown")
+    clock.elapsed_s += time.perf_counter() - start
+    clock.answers |= {s.id: r.text for s, r in zip(samples, replies, strict=True)}
+
+
+def time_cli(clock: Clock, binary: Path, artifact: Artifact, sample: Sample, threads: int) -> None:
+    """One question by a process of its own."""
+    with tempfile.NamedTemporaryFile(suffix=".png") as image:
+        image.write(prepared_png(artifact, _image([sample])))
+        image.flush()
+        command = [str(binary), "-m", str(artifact.llm_path), "--mmproj", str(artifact.mmproj_path), "--image", image.name, "--jinja"]
+        command += ["-p", sample.question, "-n", str(MAX_TOKENS), "-c", "2048", "--temp", "0", "-t", str(threads)]
+        command += ["-ngl", "0", "--no-mmproj-offload"]
+        start = time.perf_counter()
+        done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        clock.elapsed_s += time.perf_counter() - start
+    clock.answers[sample.id] = done.stdout.strip()
+
+
+def _image(samples: Sequence[Sample]) -> Path:
+    path = samples[0].image
+    assert path is not None  # the set is filtered for it
+    return path
+
+
+def measure(artifact: Artifact, groups: Sequence[Sequence[Sample]], bin_dir: Path, threads: int, cli_questions: int) -> list[Clock]:
+    """All programs in turn, image by image."""
+    ours, one = Clock("edgemed eval"), Clock("llama-server, one at a time")
+    many, cli = Clock(f"llama-server, {SLOTS} at a time"), Clock("llama-mtmd-cli, a process a question")
+    with ExitStack() as stack:
+        target = stack.enter_context(EngineTarget(artifact, threads=threads))
+        single = stack.enter_context(server(bin_dir / "llama-server", artifact, threads, 1))
+        parallel = stack.enter_context(server(bin_dir / "llama-server", artifact, threads, SLOTS))
+        for number, samples in enumerate(groups, 1):
+            time_ours(ours, target, samples)
+            time_server(one, single, artifact, samples, 1)
+            time_server(many, parallel, artifact, samples, SLOTS)
+            if len(cli.answers) < cli_questions:
+                time_cli(cli, bin_dir / "llama-mtmd-cli", artifact, samples[0], threads)
+            print(f"image {number} of {len(groups)}", file=sys.stderr, flush=True)
+    return [ours, one, many, cli]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path)
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--bin-dir", type=Path, required=True)
+    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--cli-questions", type=int, default=6)
+    parser.add_argument("--threads", type=int, default=physical_cores())
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    samples = [s for s in load_named(parse_dataset(args.dataset, "validate")) if s.image]
+    groups = [[samples[k] for k in group.places] for group in group_samples(samples)][: args.images]
+    clocks = measure(load_artifact(args.artifact), groups, args.bin_dir, args.threads, args.cli_questions)
+    ours = clocks[0]
+    rows: list[dict[str, Any]] = [
+        {
+            "program": c.program,
+            "questions": len(c.answers),
+            "seconds": round(c.elapsed_s, 2),
+            "per_minute": round(c.per_minute, 1),
+            "ours_is_times": round(ours.per_minute / c.per_minute, 2),
+            "same_answers": round(c.same(ours), 3),
+        }
+        for c in clocks
+    ]
+    print_table(f"{args.artifact.name}, {args.threads} threads", tuple(rows[0]), [[str(v) for v in row.values()] for row in rows])
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Which part of a set is meant: its own split, or a share of its images, so that no image is on both sides.
+
+    name = parse_dataset("vqa-rad:all@1/5=../vqa-rad", split="validate")      # DatasetName("vqa-rad", Path, "all", (1, 5))
+    samples = load_named(name)
+
+`@1/5` is the first of five parts of the images, told apart by a hash of the image's name: VQA-RAD's official split shares nearly all of its
+test images with training, so that it must be split anew. Knows no pixels: one image under two names can be on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgemed.core.errors import InputError
+from edgemed.data.readers import load_samples
+from edgemed.data.samples import Sample
+
+_NAMED = re.compile(r"(?P<name>[^:=@]+)(:(?P<split>[^=@]+))?(@(?P<part>\d+)/(?P<parts>\d+))?=(?P<path>.+)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class DatasetName:
+    """A set on disk, its split, and of its images the k-th of n parts (None: all)."""
+
+    name: str
+    path: Path
+    split: str
+    part: tuple[int, int] | None = None
+
+    @property
+    def label(self) -> str:
+        """The split as a person reads it."""
+        return self.split if self.part is None else f"{self.split}@{self.part[0]}/{self.part[1]}"
+
+
+def parse_dataset(text: str, split: str) -> DatasetName:
+    """NAME[:SPLIT][@K/N]=PATH; `split` where none is named. Raises InputError."""
+    found = _NAMED.fullmatch(text)
+    if found is None:
+        raise InputError(f"Expected --dataset NAME=PATH, found '{text}'.", "For example: slake=../slake, or vqa-rad:all@1/5=../vqa-rad")
+    part = (int(found["part"]), int(found["parts"])) if found["part"] else None
+    if part and not 1 <= part[0] <= part[1]:
+        raise InputError(f"Expected a part from 1 to {part[1]}, found {part[0]}.", "Write @1/5 for the first fifth of the images.")
+    return DatasetName(found["name"], Path(found["path"]), found["split"] or split, part)
+
+
+def load_named(dataset: DatasetName) -> list[Sample]:
+    """The samples that are meant, in file order. Raises DatasetError."""
+    samples = load_samples(dataset.name, dataset.path, dataset.split)
+    return samples if dataset.part is None else take_part(samples, *dataset.part)
+
+
+def take_part(samples: Sequence[Sample], part: int, parts: int) -> list[Sample]:
+    """The samples whose images are in the `part`-th (from 1) of `parts`."""
+    return [s for s in samples if _number(s) % parts == part - 1]
+
+
+def _number(sample: Sample) -> int:
+    return int.from_bytes(hashlib.sha256((sample.image.name if sample.image else sample.id).encode()).digest()[:8], "big")
