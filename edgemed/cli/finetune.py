@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgemed.cli.options import Config, FeatureLayer, ImageMode, ImageToken, Json, LlmFolder, NewOut, Quiet, Template, TowerFolder
+from edgemed.cli.options import (
+    Config,
+    FeatureLayer,
+    ImageMode,
+    ImageToken,
+    Json,
+    LlmFolder,
+    NewOut,
+    ProjectorSeed,
+    Quiet,
+    Template,
+    TowerFolder,
+)
 from edgemed.cli.output import Output
 
 if TYPE_CHECKING:
