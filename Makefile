@@ -1,5 +1,6 @@
 # Every target makes its own virtual environment where none is there. Overridable: PYTHON, VENV, CMAKE_ARGS, TORCH, TORCH_INDEX.
 #   make demo      install, pull the embedded model's base, convert, verify, ask, measure
+#   make chat      the clinic's terminal program
 #   make test      everything that CI runs
 #   CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_NATIVE=OFF" make demo      on a GPU
 
@@ -20,11 +21,15 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 METADATA = pyproject.toml setup.py
 
-.PHONY: demo test pytest lint docs docs-check bench clean FORCE
+.PHONY: demo chat test pytest lint docs docs-check bench clean FORCE
 
 demo: $(VENV)/.stamp-base
 	$(BIN)/edgemed models pull edgemed-demo
 	$(BIN)/edgemed demo
+
+chat: $(VENV)/.stamp-clinic
+	$(BIN)/edgemed models pull edgemed-demo
+	$(BIN)/edgemed chat
 
 test: pytest lint docs-check
 
@@ -58,6 +63,10 @@ $(VENV)/.stamp-base: $(METADATA) $(VENV)/.cmake-args | $(BIN)/python
 	$(PIP) install $(BUILD_OPTIONS) -e .
 	@touch $@
 
+$(VENV)/.stamp-clinic: $(METADATA) $(VENV)/.stamp-base
+	$(PIP) install -e '.[clinic]'
+	@touch $@
+
 $(VENV)/.stamp-torch: | $(BIN)/python
 	$(BIN)/python -c 'import torch' 2>/dev/null || { \
 	  $(BIN)/python -c 'import sys, urllib.request; urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5)' $(TORCH_INDEX) 2>/dev/null && \
@@ -65,5 +74,5 @@ $(VENV)/.stamp-torch: | $(BIN)/python
 	@touch $@
 
 $(VENV)/.stamp-test: $(METADATA) $(VENV)/.stamp-torch $(VENV)/.stamp-base
-	$(PIP) install -e '.[dev,train,plots,clinic]'
+	$(PIP) install -e '.[dev,train,plots,clinic,judge]'
 	@touch $@

@@ -105,8 +105,8 @@ def describe(section: Section) -> str:
     columns = ("files", "protocol", "closed accuracy", "open recall", "… with a blank image, closed", "… open")
     lines += _table(columns, [line for row in section.rows for line in _protocols(row)])
     lines += _table(("files", "same answer with a blank image", "exact match, closed", "exact match, open"), map(_looks, section.rows))
-    surest = "accuracy of the surest 100, 80, 50 %"
-    columns = ("files", "calibration error", "kept map", surest, "answered by the 10 % rule", "wrong among them")
+    surest, rule = "accuracy of the surest 100, 80, 50 %", "answered by the 10 % rule"
+    columns = ("files", "calibration error", "kept map", surest, rule, "wrong among them")
     lines += _table(columns, map(_sure, section.rows))
     return "\n".join(lines)
 

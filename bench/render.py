@@ -119,11 +119,14 @@ def check_ending(path: Path) -> Path:
     return path
 
 
-def save(path: Path, title: str, trace: Trace, rows: Sequence[tuple[str, str]]) -> None:
-    """Write a trace, as its ending says. Raises InputError, MissingExtraError, and what a full disk raises."""
+def save(path: Path, title: str, trace: Trace, rows: Sequence[tuple[str, str]], artifact: str = "", device: str = "") -> None:
+    """Write a trace, as its ending says; JSON tells which artifact was measured for which device, so that `edgemed pareto` can read it.
+
+    Raises InputError, MissingExtraError, and what a full disk raises.
+    """
     kind = check_ending(path).suffix
     if kind == ".json":
-        save_text(path, json.dumps(asdict(trace), indent=1))
+        save_text(path, json.dumps({"artifact": artifact, "device": device} | asdict(trace), indent=1))
     elif kind == ".md":
         save_text(path, markdown(title, rows))
     else:

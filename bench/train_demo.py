@@ -28,6 +28,7 @@ from edgemed.core.conversation import find_template
 from edgemed.data import load_samples
 from edgemed.finetune import stage
 from edgemed.finetune.examples import IGNORE, Collator, Examples
+from edgemed.finetune.export import save_checkpoint
 from edgemed.finetune.model import load_model
 from edgemed.finetune.recipe import Recipe
 from edgemed.finetune.rounding import LoraRounding
@@ -139,7 +140,7 @@ def assemble(parts: Path, base: Path, tower: Path, out: Path) -> None:
     vision = {k: v.float() for k, v in load_file(parts / "vision.safetensors").items()}
     rest = model.get_base_model().load_state_dict(vision, strict=False)
     assert not rest.unexpected_keys, rest.unexpected_keys[:3]
-    stage.save_checkpoint(recipe, model, AutoTokenizer.from_pretrained(base), run)
+    save_checkpoint(recipe, model, AutoTokenizer.from_pretrained(base), run)
 
 
 def parse_variant(text: str) -> tuple[str, float, dict[str, Any]]:
@@ -183,10 +184,12 @@ def main() -> None:
         assemble(args.assemble, args.base, args.tower, args.out)
         return
     out, data = args.out.resolve(), args.data.resolve()
-    workers = {"workers": 0 if args.cpu else 4, "bf16": not args.cpu}
+    # minutes of a hired machine are for training, not for checkpoints
+    workers = {"workers": 0 if args.cpu else 4, "bf16": not args.cpu, "save_steps": 0}
     common: dict[str, Any] = {
         "template": "chatml",
         "capitalise": True,
+        "save_dtype": "float16",
         "image": IMAGE,
         "max_tokens": 1024,
         "pack": args.pack,
@@ -245,11 +248,7 @@ def main() -> None:
             log(name, run["probe"])
             save_parts(out / name, recipe, model, run)
 
-        stage.save_checkpoint, keep = save, stage.save_checkpoint
-        try:
-            stage.train(recipe)
-        finally:
-            stage.save_checkpoint = keep
+        stage.train(recipe, save=save)
         shutil.rmtree(out / name / "trainer", ignore_errors=True)
         log(name, "done")
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from converters.checkpoint import F32, TensorSource
 from edgemed.core.errors import CheckpointError
 from edgemed.core.files import os_errors
 
+# Values read at once for a mean.
+_MEAN_VALUES = 1 << 22
 # safetensors' names of types → what numpy reads. BF16 has no numpy type: it is the upper half of a float32.
 FLOAT_TYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
@@ -107,11 +110,12 @@ class ArrayTensor:
 
 @dataclass(frozen=True)
 class CallTensor:
-    """A tensor whose rows a function makes (a torch tensor mapped from a pickle)."""
+    """A tensor whose rows a function makes (a torch tensor mapped from a pickle). `dtype` is a key of FLOAT_TYPES."""
 
     name: str
     shape: tuple[int, ...]
     rows: Callable[[int, int], F32]
+    dtype: str = "F32"
 
     def read(self, start: int, stop: int) -> F32:
         return self.rows(start, stop)
@@ -170,6 +174,36 @@ class DeltaTensor:
             corner = (slice(0, last - start), *(slice(0, n) for n in self.base.shape[1:]))
             out[corner] += self.base.read(start, last)
         return out.astype(np.float16).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class GrownTensor:
+    """base with more rows, up to `rows`, each the mean of the base's own: as an output row it never makes the highest logit."""
+
+    base: TensorSource
+    rows: int
+
+    @property
+    def name(self) -> str:
+        return self.base.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.rows, *self.base.shape[1:])
+
+    @cached_property
+    def _mean(self) -> F32:
+        have = self.base.shape[0]
+        step = max(1, _MEAN_VALUES // max(1, math.prod(self.base.shape[1:])))
+        total = sum(self.base.read(i, min(i + step, have)).sum(0, np.float64) for i in range(0, have, step))
+        mean: F32 = np.asarray(total / have, np.float32)
+        return mean
+
+    def read(self, start: int, stop: int) -> F32:
+        have = self.base.shape[0]
+        kept = self.base.read(min(start, have), min(stop, have))
+        more = stop - max(start, have)
+        return np.concatenate([kept, np.broadcast_to(self._mean, (more, *self._mean.shape))]) if more > 0 else kept
 
 
 @dataclass(frozen=True)

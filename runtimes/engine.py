@@ -86,8 +86,8 @@ class Stream(Iterator[Event]):
 class Engine:
     """One model, loaded. Use `Engine.open`."""
 
-    def __init__(self, artifact: Artifact, settings: EngineSettings) -> None:
-        self.artifact, self.settings = artifact, settings
+    def __init__(self, artifact: Artifact, settings: EngineSettings, text_only: bool = False) -> None:
+        self.artifact, self.settings, self._text_only = artifact, settings, text_only
         self._lock = threading.Lock()
         self._closed = False
         self._restarts = 0
@@ -102,10 +102,18 @@ class Engine:
         context = min(settings.context_tokens, artifact.manifest.llm.context_length)
         return cls(artifact, replace(settings, context_tokens=context))
 
+    @classmethod
+    def open_text(cls, artifact: Artifact, settings: EngineSettings | None = None) -> Engine:
+        """The language model alone, of any GGUF (textmodel.py). Raises EngineLoadError or …MemoryError, EngineDiedError."""
+        settings = settings or EngineSettings()
+        _check_settings(settings)
+        context = min(settings.context_tokens, artifact.manifest.llm.context_length)
+        return cls(artifact, replace(settings, context_tokens=context), text_only=True)
+
     def _start(self) -> tuple[WorkerProcess, LoadReport]:
         process = WorkerProcess()
         try:
-            report = process.call(Load(self.artifact, self.settings))
+            report = process.call(Load(self.artifact, self.settings, self._text_only))
         except EngineDiedError as error:
             process.close()
             # llama.cpp does not survive every allocation that fails, and a system kills what takes too much.
@@ -251,6 +259,8 @@ class Engine:
         )
 
     def _check_images(self, images: Sequence[PreparedImage]) -> None:
+        if images and self._text_only:
+            raise InputError("Expected text alone, found an image: the model was loaded without a vision tower.", "Leave the image out.")
         size = self.artifact.manifest.image.size_px
         for image in images:
             if image.size_px != size or len(image.pixels) != size * size * 3:

@@ -17,6 +17,7 @@ from edgemed.core.errors import EdgemedError
 FinishReason = Literal["end", "stop", "length", "cancelled"]
 # How the tower's graph is run: as llama.cpp does it, or with CLIP's positions and rows rewritten (see vision.py).
 VisionMode = Literal["plain", "rewrite"]
+VisionCheck = Literal["probed", "remembered", "skipped"]
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class LoadReport:
     kv_tokens: int
     devices: tuple[str, ...]
     vision_mode: VisionMode
-    vision_check: Literal["probed", "remembered", "skipped"]
+    vision_check: VisionCheck
     vision_distance: float | None
     runtime: str
     account: tuple[Buffer, ...] = ()

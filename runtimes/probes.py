@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Literal
 
 from edgemed.core.errors import EdgemedError
 from edgemed.core.files import save_text
 from edgemed.core.manifest import Manifest
 from edgemed.core.paths import cache_dir
-from runtimes.messages import EngineSettings
+from runtimes.messages import EngineSettings, VisionCheck
 from runtimes.vision import VisionEncoder
 
 _KEPT = 100
@@ -22,7 +21,7 @@ _KEPT = 100
 
 def check_vision(
     encoder: VisionEncoder, manifest: Manifest, runtime: str, device: str, settings: EngineSettings
-) -> tuple[Literal["probed", "remembered", "skipped"], float | None]:
+) -> tuple[VisionCheck, float | None]:
     """Set the encoder's mode, by memory or by probe. Raises EngineLoadError where no mode agrees with the certificate."""
     certificate = manifest.certificate
     if certificate is None or not settings.self_check:

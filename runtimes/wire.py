@@ -24,10 +24,11 @@ Segments = tuple[Text | ImageSlot | int, ...]
 
 @dataclass(frozen=True)
 class Load:
-    """First command: load this pair. Reply: LoadReport."""
+    """First command: load this pair, or of it the language model alone. Reply: LoadReport."""
 
     artifact: Artifact
     settings: EngineSettings
+    text_only: bool = False
 
 
 @dataclass(frozen=True)

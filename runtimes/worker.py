@@ -24,10 +24,10 @@ from runtimes import libllama
 from runtimes.gguf_check import check_pair
 from runtimes.libcuda import shrink_context
 from runtimes.libmtmd import VisionTower
-from runtimes.messages import LoadReport, Token
+from runtimes.messages import EngineSettings, LoadReport, Token, VisionCheck
 from runtimes.probes import check_vision
 from runtimes.scheduler import Scheduler
-from runtimes.system import physical_cores
+from runtimes.system import keep_freed_memory, physical_cores
 from runtimes.vision import EncodeThread, VisionEncoder
 from runtimes.wire import Cancel, Command, Load, pack_frame, read_frame, write_frame
 
@@ -95,8 +95,43 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     started = time.monotonic()
     artifact, settings = command.artifact, command.settings
     manifest, threads = artifact.manifest, settings.threads or physical_cores()
-    check_pair(artifact, libllama.tensor_bytes)
+    if not command.text_only:
+        check_pair(artifact, libllama.tensor_bytes)
+    gpu = _find_gpu(settings)
+    own_blanks = manifest.space_prefix in ("first", "chunk")
+    llm = libllama.LanguageModel(artifact.llm_path, settings, threads, no_space_prefix=own_blanks)
+    device = gpu[1] if gpu and settings.gpu_layers != 0 else "CPU"
+    tower_device = gpu[1] if gpu and settings.tower != "cpu" and not command.text_only else "CPU"
+    encoder = None if command.text_only else _load_tower(command, llm.width, threads, gpu)
+    checked: tuple[VisionCheck, float | None] = ("skipped", None)
+    if encoder is not None:
+        checked = check_vision(encoder, manifest, libllama.runtime_version(), tower_device, settings)
+    threads_of_encode: list[EncodeThread] = []
+    ahead = device != "CPU"
+    scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send, ahead)
+    if encoder is not None:
+        threads_of_encode.append(EncodeThread(encoder, lambda encoded: scheduler.post(0, encoded), on_cpu=tower_device == "CPU"))
+    report = LoadReport(
+        load_s=time.monotonic() - started,
+        model_bytes=llm.size_bytes,
+        vision_bytes=0 if encoder is None else manifest.files[manifest.vision.file].size_bytes,
+        kv_bytes=llm.kv_bytes(settings),
+        kv_tokens=llm.kv_tokens,
+        devices=tuple(dict.fromkeys((device, tower_device))) if encoder is not None else (device,),
+        vision_mode="plain" if encoder is None else encoder.mode,
+        vision_check=checked[0],
+        vision_distance=checked[1],
+        runtime=llama_cpp.__version__,
+        account=libllama.current_account(),
+    )
+    return scheduler, report
+
+
+def _find_gpu(settings: EngineSettings) -> tuple[int, str] | None:
+    """(handle, description) of the GPU that the settings want, None for none. Raises EngineLoadError."""
     wants_gpu = settings.gpu_layers != 0 or settings.tower == "gpu"
+    if wants_gpu and libllama.has_gpu_library():
+        keep_freed_memory()
     if wants_gpu and settings.shrink_context:
         shrink_context(settings.device)
     elif not wants_gpu:
@@ -104,41 +139,22 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     gpus = libllama.gpu_devices() if wants_gpu else []
     if gpus and not 0 <= settings.device < len(gpus):
         raise EngineLoadError(f"Expected a GPU number below {len(gpus)}, found {settings.device}.", "Choose another device.")
-    gpu = gpus[settings.device] if gpus else None
-    own_blanks = manifest.space_prefix in ("first", "chunk")
-    llm = libllama.LanguageModel(artifact.llm_path, settings, threads, no_space_prefix=own_blanks)
+    return gpus[settings.device] if gpus else None
+
+
+def _load_tower(command: Load, width: int, threads: int, gpu: tuple[int, str] | None) -> VisionEncoder:
+    artifact, settings, manifest = command.artifact, command.settings, command.artifact.manifest
     tower = VisionTower(
         artifact.mmproj_path,
         manifest.image.size_px,
-        llm.width,
+        width,
         threads,
         gpu[0] if gpu and settings.tower != "cpu" else None,
         rewritable=manifest.vision.tower == "clip",
         flash_attention=settings.vision_flash_attention == "on",
         exact=gpu is not None and manifest.vision.quant in ("F16", "BF16"),
     )
-    encoder = VisionEncoder(tower, manifest)
-    device = gpu[1] if gpu and settings.gpu_layers != 0 else "CPU"
-    tower_device = gpu[1] if gpu and settings.tower != "cpu" else "CPU"
-    checked, distance = check_vision(encoder, manifest, libllama.runtime_version(), tower_device, settings)
-    threads_of_encode: list[EncodeThread] = []
-    ahead = device != "CPU"
-    scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send, ahead)
-    threads_of_encode.append(EncodeThread(encoder, lambda encoded: scheduler.post(0, encoded), on_cpu=tower_device == "CPU"))
-    report = LoadReport(
-        load_s=time.monotonic() - started,
-        model_bytes=llm.size_bytes,
-        vision_bytes=manifest.files[manifest.vision.file].size_bytes,
-        kv_bytes=llm.kv_bytes(settings),
-        kv_tokens=llm.kv_tokens,
-        devices=tuple(dict.fromkeys((device, tower_device))),
-        vision_mode=encoder.mode,
-        vision_check=checked,
-        vision_distance=distance,
-        runtime=llama_cpp.__version__,
-        account=libllama.current_account(),
-    )
-    return scheduler, report
+    return VisionEncoder(tower, manifest)
 
 
 def limit_memory(size: int | None) -> None:

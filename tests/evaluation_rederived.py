@@ -10,7 +10,8 @@ import sys
 from fractions import Fraction
 
 MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
-NUMBERS = {word: n for n, word in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": 0}
+WORDS = ("none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBERS = dict(zip(WORDS, (0, *range(11)), strict=True))
 # A part of the table of contractions, spelled out: what the generated rows hold.
 CONTRACTIONS = {
     "dont": "don't",

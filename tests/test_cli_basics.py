@@ -30,7 +30,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("edgemed ")
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["ask"], ["convert", "--bits", "four"], ["ask", "Q", "--max-tokens", "0"], ["chat"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["ask"], ["convert", "--bits", "four"], ["ask", "Q", "--max-tokens", "0"], ["serve"]])
 def test_usage_errors_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
     said = capsys.readouterr()
@@ -44,6 +44,8 @@ MISSING = [
     ["ask", "Q", "--model", "/no/such/folder"],
     ["bench", "/no/such/folder"],
     ["eval", "/no/such/folder", "--dataset", "slake=/no/such"],
+    ["judge", "/no/such/questions.jsonl", "/no/such/answers.jsonl", "--judge", "m"],
+    ["pareto", "/no/such/results.json"],
     ["finetune", "vqa", "--config", "/no/such/run.toml"],
     ["models", "show", "nosuchname"],
     ["models", "pull", "nosuchname"],

@@ -10,8 +10,11 @@ import pytest
 from clinic_store import AMINA, COST, PASSPHRASE, tamper
 
 from edgemed.cli import run
-from edgemed.cli.cases import actor_name
+from edgemed.cli.cases import actor_name, find_case
+from edgemed.cli.output import escape_controls
+from edgemed.clinic.records import Report
 from edgemed.clinic.store import CaseStore, Means
+from edgemed.core.errors import InputError
 from edgemed.core.paths import store_path
 
 Call = Callable[..., tuple[int, str, str]]
@@ -157,3 +160,57 @@ def test_the_input_ends_at_the_prompt(store: Path, call: Call, monkeypatch: pyte
 def test_an_account_without_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getuser", lambda: (_ for _ in ()).throw(KeyError("uid not found")))
     assert actor_name() == "unknown"
+
+
+def test_list_and_export(store: Path, secret: Path, call: Call, tmp_path: Path) -> None:
+    with CaseStore.open(store, PASSPHRASE, "Dr. Test", Means(cost=COST)) as cases:
+        case = cases.list_cases()[0]
+        cases.save_report(Report(case.id, findings="Amina has no fracture."))
+        cases.set_setting("language", "fr")
+    code, out, _ = call("cases", "list", "--passphrase-file", secret)
+    assert code == 0 and case.id[:12] in out and "wrist [2J" in out and "\x1b" not in out and "Amina" not in out
+    listed = json.loads(call("cases", "list", "--json", "--passphrase-file", secret)[1])["cases"]
+    assert [one["id"] for one in listed] == [case.id] and listed[0]["signed"] is False
+    folder = tmp_path / "out"
+    folder.mkdir()
+    code, out, err = call("cases", "export", case.id[:8], "--to", folder, "--as", "pdf, md", "--passphrase-file", secret)
+    assert (code, err) == (0, "") and len(out.splitlines()) == 2 and all(Path(line).is_file() for line in out.splitlines())
+    text = next(folder.glob("*.md")).read_text()
+    assert "Amina" not in text and "Constatations" in text
+    code, out, _ = call(
+        *("cases", "export", case.label, "--to", folder, "--as", "md", "--with-identity", "--language", "en", "--json"),
+        *("--passphrase-file", secret),
+    )
+    assert code == 0 and json.loads(out)["with_identity"] is True and "Amina" in next(folder.glob("*.md")).read_text()
+    assert [line for line in call("audit", "show", "--passphrase-file", secret)[1].splitlines() if " export " in line]
+
+
+@pytest.mark.parametrize(
+    ("case", "more", "said"),
+    [
+        ("ffffffff", [], "found none"),
+        ("wrist", [], "found none"),
+        ("x", ["--to", "/nowhere/at-all"], "Expected a folder at"),
+        ("x", ["--as", "docx"], "found 'docx'"),
+        ("x", ["--language", "tlh"], "Expected a language"),
+    ],
+)
+def test_what_cannot_be_exported(store: Path, secret: Path, call: Call, tmp_path: Path, case: str, more: list[str], said: str) -> None:
+    code, out, err = call("cases", "export", case, "--to", tmp_path, "--passphrase-file", secret, *more)
+    assert code == 1 and out == "" and said in err and "\nHint: " in err
+
+
+def test_a_beginning_or_a_label_of_two_cases_means_none(store: Path) -> None:
+    with CaseStore.open(store, PASSPHRASE, "Dr. Test", Means(cost=COST, new_id=iter(["ab" * 16, "ab" * 15 + "ff"]).__next__)) as cases:
+        first, second = cases.create_case("knee"), cases.create_case("knee")
+        for wanted in ("knee", "ababababab", "abab"):
+            with pytest.raises(InputError):
+                find_case(cases, wanted)
+        assert find_case(cases, second.id) == cases.load_case(second.id) and find_case(cases, f" {first.id.upper()} ").id == first.id
+
+
+def test_names_do_not_steer_the_terminal(call: Call, tmp_path: Path) -> None:
+    code, out, err = call("ask", "What?", "--image", tmp_path / "a\x1b]0;x\x07\x9b31m.png", "--model", tmp_path)
+    assert code == 1 and not set(out + err) & {"\x1b", "\x07", "\x9b"}
+    line = json.dumps({"answer": "a\x9b31m\u202eb\x7f é"}, ensure_ascii=False)
+    assert escape_controls(line).isprintable() and json.loads(escape_controls(line)) == json.loads(line)

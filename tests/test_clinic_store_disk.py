@@ -177,7 +177,7 @@ def test_no_core_file_of_a_hardened_process() -> None:
 import ctypes, os, resource
 from edgemed.clinic.store import harden_process
 assert harden_process() is True
-assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+assert resource.getrlimit(resource.RLIMIT_CORE)[0] <= 1
 print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), flush=True)  # PR_GET_DUMPABLE
 os.abort()
 """
@@ -194,7 +194,7 @@ def test_no_core_file_while_a_store_is_open(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_CORE)
     try:
         with make_store(tmp_path / "cases.db"):
-            assert resource.getrlimit(resource.RLIMIT_CORE)[0] == 0
+            assert resource.getrlimit(resource.RLIMIT_CORE)[0] <= 1
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, before)
     assert harden.__doc__
@@ -380,7 +380,7 @@ print(sorted(p.name for p in Path(sys.argv[1]).rglob("*")))
 
 
 def test_a_folder_that_may_not_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgemed.clinic.store.filelock.os.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
+    monkeypatch.setattr("edgemed.core.filelock.os.open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "no")))
     with pytest.raises(ResourceError, match="not permitted"):
         make_store(tmp_path / "cases.db")
 

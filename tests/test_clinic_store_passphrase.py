@@ -19,7 +19,7 @@ from edgemed.clinic.store.database import Database
 from edgemed.clinic.store.keys import SealedKey, derive, new_key, new_salt, seal, unseal
 from edgemed.clinic.store.layout import Layout
 from edgemed.clinic.store.tries import LONGEST_WAIT_S, Tries, wait_s
-from edgemed.core.errors import PassphraseError, StoreError
+from edgemed.core.errors import PassphraseError, ResourceError, StoreError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -225,6 +225,20 @@ def test_a_change_of_passphrase_cut_between_its_two_steps(path: Path, monkeypatc
         assert [entry.detail for entry in noted] == [{"generation": "2", "noted": "at the next opening"}]
     with open_store(path, passphrase="another passphrase") as again:
         assert sum(entry.action == "passphrase.changed" for entry in again.audit.entries()) == 1
+
+
+def test_a_change_of_passphrase_that_the_disk_has_no_room_to_note_is_a_change(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(path)
+    with monkeypatch.context() as patched:
+        full = ResourceError("The disk is full.", "Free some space.")
+        patched.setattr("edgemed.clinic.store.vault._save_generation", lambda *_: (_ for _ in ()).throw(full))
+        store.change_passphrase(PASSPHRASE, "another passphrase")
+    store.close()
+    with pytest.raises(PassphraseError):
+        open_store(path)
+    with open_store(path, passphrase="another passphrase") as again:
+        noted = [entry.detail for entry in again.audit.entries() if entry.action == "passphrase.changed"]
+        assert noted == [{"generation": "2", "noted": "at the next opening"}] and again.audit.verify()
 
 
 def test_an_old_key_file_put_back_is_noted(path: Path) -> None:

@@ -15,20 +15,24 @@ ROOT = Path(__file__).resolve().parents[1]
 TABLE: dict[str, tuple[set[str], set[str], set[str]]] = {
     "edgemed.core": (set(), {"pydantic", "numpy", "PIL", "tomli"}, set()),
     "edgemed.hub": ({"core"}, {"huggingface_hub"}, set()),
-    "edgemed.data": ({"core"}, {"numpy", "PIL"}, {"datasets"}),
+    "edgemed.data": ({"core"}, {"numpy", "PIL"}, {"datasets", "huggingface_hub"}),
     "edgemed.finetune": (
         {"core", "data", "report"},
         {"pydantic", "numpy", "PIL", "tomli", "torch", "transformers", "accelerate", "peft", "safetensors"},
         set(),
     ),
     "converters": ({"core", "data"}, {"gguf", "safetensors", "numpy", "pydantic"}, {"torch", "transformers"}),
-    "runtimes": ({"core"}, {"llama_cpp", "numpy", "psutil", "gguf", "pydantic", "tomli"}, {"pynvml"}),
+    "runtimes": ({"core"}, {"llama_cpp", "numpy", "psutil", "gguf", "pydantic", "tomli"}, {"pynvml", "jinja2"}),
     "bench": (
         {"core", "data", "report", "converters", "runtimes", "clinic", "evaluation"},
         {"psutil", "numpy", "PIL", "pydantic", "gguf"},
         {"pynvml", "transformers", "torch", "bitsandbytes", "safetensors", "pydicom"},
     ),
-    "edgemed.evaluation": ({"core", "data", "report", "runtimes"}, {"numpy", "pydantic", "psutil"}, {"openai", "torch", "transformers", "PIL"}),
+    "edgemed.evaluation": (
+        {"core", "data", "report", "runtimes"},
+        {"numpy", "psutil", "pydantic", "tomli"},
+        {"openai", "torch", "transformers", "PIL"},
+    ),
     "edgemed.report": ({"core"}, {"rich", "numpy"}, {"matplotlib"}),
     "edgemed.clinic": ({"core"}, {"numpy", "PIL"}, {"pydicom", "highdicom", "sqlcipher3", "argon2", "cryptography", "fpdf", "uharfbuzz"}),
     "edgemed.tui": ({"core", "clinic", "runtimes"}, {"textual", "textual_image", "rich", "PIL", "numpy"}, {"bidi", "arabic_reshaper"}),
@@ -46,9 +50,12 @@ SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "converters/kernels.py": (set(), {"numba"}),
     "edgemed/tui/catalogues.py": (set(), {"babel"}),
     "bench/demo_logits.py": (set(), {"torch", "transformers"}),
+    "bench/chat_tmux.py": (set(), {"rich", "pydicom"}),
     "bench/report_sample.py": ({"clinic"}, {"pydicom"}),
     "bench/report_check.py": ({"clinic"}, {"pydicom"}),
     "bench/report_validators.py": (set(), {"pydicom", "highdicom", "fhir", "pypdf", "markdown_it"}),
+    "bench/feature_cache.py": ({"finetune"}, {"torch", "transformers"}),
+    "bench/finetune_gpu.py": ({"finetune"}, {"torch", "transformers"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -264,3 +265,17 @@ def test_rows_of_tokens_give_the_tokens_logits(tmp_path: Path) -> None:
         np.testing.assert_allclose(model.logits(0), expected, atol=1e-2)
     finally:
         model.close()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_freed_memory_is_used_again() -> None:
+    code = (
+        "import resource, sys; from runtimes.system import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(3): begin = faults(); blocks = [bytearray(20 << 20) for _ in range(5)]; del blocks\n"
+        "print(faults() - begin)"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code, how], check=True, capture_output=True, text=True) for how in ("keep", "not")]
+    counts = [int(run.stdout) for run in runs]
+    assert counts[0] < 100 < 1000 < counts[1]

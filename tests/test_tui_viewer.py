@@ -193,7 +193,7 @@ async def test_frames_go_on_from_file_to_file() -> None:
         await pressed(pilot, "right_square_bracket")
         assert app.image_view.position == 1
         await pressed(pilot, "left_square_bracket")
-        assert app.views[-1] == ("id0", View(frame=1, invert=True))
+        assert app.views[-1] == ("id0", View(frame=1, masks=(Box(0, 0, 2, 2),), invert=True))  # and is there again with it
         await pressed(pilot, "home")
         assert (app.image_view.position, app.image_view.view.frame) == (0, 0)
         await pressed(pilot, "end")

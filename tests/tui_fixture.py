@@ -26,7 +26,7 @@ from edgemed.tui.app import ChatApp, ChatOptions, build_app
 from edgemed.tui.guard import CallGuard
 from edgemed.tui.models import FakeModels, Models
 from edgemed.tui.terminal import Graphics
-from runtimes.fake import Script
+from runtimes.fake import FakeEngine, Script
 
 RADIOGRAPH = Path(__file__).resolve().parents[1] / "edgemed/demo/radiograph.jpg"
 PASSPHRASE = "correct-horse"
@@ -37,7 +37,9 @@ _ROUNDS = 400
 def fixed_means() -> Means:
     ticks, ids = itertools.count(), itertools.count(1)
     return Means(
-        now=lambda: START + timedelta(minutes=next(ticks)), new_id=lambda: f"{next(ids):032x}", cost=KdfCost(memory_kib=64, passes=1, lanes=1)
+        now=lambda: START + timedelta(minutes=next(ticks)),
+        new_id=lambda: f"{next(ids):032x}",
+        cost=KdfCost(memory_kib=64, passes=1, lanes=1),
     )
 
 
@@ -191,3 +193,15 @@ def told(pilot: Pilot[Any]) -> str:
 def write_calibration(folder: Path, refer_below: float) -> None:
     data = {"calibrated_on": "slake test", "refer_below": refer_below, "points": [[0.0, 0.0], [0.9, 0.8]]}
     (folder / CALIBRATION_NAME).write_text(json.dumps(data))
+
+
+def engine_of(pilot: Pilot[Any]) -> FakeEngine:
+    engine = chat(pilot).engines.ready
+    assert engine is not None
+    return engine._target  # type: ignore[attr-defined,no-any-return]
+
+
+def messages(pilot: Pilot[Any]) -> list[Any]:
+    """What the store holds of the first case, read past the guard."""
+    store: CaseStore = chat(pilot).store._target  # type: ignore[attr-defined]
+    return store.list_messages(store.list_cases()[0].id)

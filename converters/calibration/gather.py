@@ -229,7 +229,7 @@ def gather(
         samples=total,
         samples_sha256=hash_samples(samples),
         positions=positions,
-        elapsed_s=round(time.monotonic() - begun, 1),
+        elapsed_s=round(time.monotonic() - begun, 3),
     )
     return Calibration(sums.moments, record)
 

@@ -53,4 +53,5 @@ def _tensor(name: str, tensor: Any) -> TensorSource:
         values: F32 = tensor[start:stop].float().numpy()
         return np.array(values, np.float32)
 
-    return CallTensor(name, tuple(tensor.shape), rows)
+    kinds = {"torch.float16": "F16", "torch.bfloat16": "BF16", "torch.float64": "F64"}
+    return CallTensor(name, tuple(tensor.shape), rows, kinds.get(str(tensor.dtype), "F32"))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgemed.cli import ask, cases, chat, convert, demo, evaluate, finetune, measure, models, plan
+from edgemed.cli import ask, cases, chat, convert, data, demo, evaluate, finetune, judge, measure, models, pareto, plan
 
 app = typer.Typer(
     name="edgemed",
@@ -35,6 +35,7 @@ def options(
 
 app.command("demo")(demo.demo)
 app.add_typer(models.app, name="models")
+app.add_typer(data.app, name="data")
 app.add_typer(finetune.app, name="finetune")
 app.command("convert")(convert.convert)
 app.command("verify")(convert.verify)
@@ -43,5 +44,7 @@ app.command("chat")(chat.chat)
 app.command("plan")(plan.plan)
 app.command("bench")(measure.bench)
 app.command("eval")(evaluate.evaluate)
+app.command("judge")(judge.judge)
+app.command("pareto")(pareto.pareto)
 app.add_typer(cases.app, name="cases")
 app.add_typer(cases.audit, name="audit")

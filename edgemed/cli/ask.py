@@ -45,10 +45,12 @@ def ask(
 ) -> None:
     """Ask one question, about images where some are given. The answer advises and never replaces a clinician."""
     from edgemed.cli.plan import make_wish
+    from edgemed.clinic.store.harden import forbid_core_files
     from runtimes.messages import Sampling
     from runtimes.opening import load_target, open_planned
 
     out = Output(json=json, quiet=quiet)
+    forbid_core_files()  # the engine's, too: the image may be a patient's
     target = load_target(device)
     artifact = require_artifact(model, out)
     seen = [open_view(path, read_view(frame, window), out) for path in image or []]  # a bad image is told before a model is loaded

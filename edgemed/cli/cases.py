@@ -1,4 +1,4 @@
-"""`edgemed cases` and `edgemed audit`: backup, restore and passphrase of the case store, and its audit log.
+"""`edgemed cases` and `edgemed audit`: list, export, backup, restore and passphrase of the case store, and its audit log.
 
 The passphrase is typed without echo, or read from a file by scripts; it is never an argument, which other users of a machine can see.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +17,33 @@ import typer
 from edgemed.cli.options import (
     BackupFile,
     BackupTarget,
+    CaseName,
+    ExportFolder,
+    ExportKinds,
     Head,
+    Institution,
     Json,
     Last,
     NewPassphraseFile,
     OwnPassphrase,
     PassphraseFile,
     Quiet,
+    ReportLanguage,
     Store,
+    WithIdentity,
 )
 from edgemed.cli.output import Output
 
 if TYPE_CHECKING:
-    from edgemed.clinic.records import AuditEntry
+    from edgemed.clinic.records import AuditEntry, Case
     from edgemed.clinic.store import CaseStore
 
-app = typer.Typer(help="The clinic's case store: backup, restore, passphrase.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="The clinic's case store: list, export, backup, restore, passphrase.", no_args_is_help=True, rich_markup_mode=None)
 audit = typer.Typer(help="The case store's audit log.", no_args_is_help=True, rich_markup_mode=None)
 
 _LONGEST_LINE = 4096
+# Of a case's number, as much as a list shows; fewer digits than the second could be a label's.
+_SHOWN_DIGITS, _LEAST_DIGITS = 12, 6
 
 
 def actor_name() -> str:
@@ -103,6 +112,73 @@ def open_store(store: Path | None, passphrase_file: Path | None, out: Output) ->
     path = store_file(store)
     Layout(path).require_present()
     return CaseStore.open(path, read_passphrase(passphrase_file, "Passphrase: ", out), actor_name())
+
+
+@app.command("list")
+def list_cases(store: Store = None, passphrase_file: PassphraseFile = None, json: Json = False, quiet: Quiet = False) -> None:
+    """List the cases, the one changed last on top. Shows labels, never who the patient is."""
+    out = Output(json=json, quiet=quiet)
+    with open_store(store, passphrase_file, out) as cases:
+        found = cases.list_cases(limit=-1)
+    out.table("", ("case", "label", "images", "messages", "changed (UTC)", "report"), [_describe_case(case) for case in found])
+    out.result({"cases": [asdict(case) | {"created": _spell(case.created), "changed": _spell(case.changed)} for case in found]})
+
+
+@app.command("export")
+def export_cases(
+    case: CaseName,
+    to: ExportFolder,
+    kinds: ExportKinds = "pdf",
+    with_identity: WithIdentity = False,
+    institution: Institution = "",
+    language: ReportLanguage = "",
+    store: Store = None,
+    passphrase_file: PassphraseFile = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a case's report as files. Without --with-identity nothing in them says who the patient is."""
+    from edgemed.clinic.exporting import ExportWish, check_wish, export_case
+    from edgemed.tui.i18n import choose_language, translator
+
+    out = Output(json=json, quiet=quiet)
+    wish = ExportWish(to, tuple(kind.strip() for kind in kinds.split(",") if kind.strip()), with_identity, institution)
+    check_wish(wish)  # before anybody types
+    chosen = choose_language(language) if language else ""
+    with open_store(store, passphrase_file, out) as cases:
+        wish = replace(wish, language=chosen or choose_language(None, cases.get_setting("language")))
+        found = find_case(cases, case)
+        written = export_case(cases, found.id, wish, translator(wish.language).gettext)
+    for path in written:
+        out.text(str(path))
+    out.result({"case": found.id, "files": written, "with_identity": with_identity})
+
+
+def find_case(store: CaseStore, wanted: str) -> Case:
+    """The case of a number, its beginning, or a label. Raises InputError where there is none, or more than one."""
+    from edgemed.core.errors import InputError
+
+    cases = store.list_cases(limit=-1)
+    begins = wanted.strip().lower()
+    found = [case for case in cases if len(begins) >= _LEAST_DIGITS and case.id.startswith(begins)]
+    found = found or [case for case in cases if case.label == wanted]
+    if len(found) != 1:
+        raise InputError(f"Expected one case with that number or label, found {len(found) or 'none'}.", "See: edgemed cases list")
+    return found[0]
+
+
+def _describe_case(case: Case) -> tuple[str, ...]:
+    from edgemed.core.text import one_line
+
+    signed = "signed" if case.signed else ""
+    counts = str(case.images), str(case.messages)
+    return case.id[:_SHOWN_DIGITS], one_line(case.label), *counts, f"{case.changed:%Y-%m-%d %H:%M}", signed
+
+
+def _spell(moment: datetime) -> str:
+    from edgemed.clinic.store.rows import spell_time
+
+    return spell_time(moment)
 
 
 @app.command("backup")

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from edgemed.cli.options import Fake, Folder, Language, LoadDevice, Look, Store, Watch
 from edgemed.cli.output import Output, Progress
 
@@ -44,7 +46,13 @@ def chat(
     harden_process()
     options = ChatOptions(check_language(language), check_theme(theme), check_watch(watch))
     models = FakeModels() if fake else ScreenModels(folder, device, find_given(folder))
-    build_app(models, store_file(store), actor_name(), options).run()
+    app = build_app(models, store_file(store), actor_name(), options)
+    try:
+        app.run()
+    finally:
+        app.finish()
+    if app.return_code:
+        raise typer.Exit(app.return_code)
 
 
 def check_terminal() -> None:

@@ -121,11 +121,14 @@ def default_out(source: str | None, checkpoint: Checkpoint, recipe: Recipe, plai
     entry = find_entry(source)
     if entry is not None and plain_bits:
         return artifacts_dir() / entry.artifact_name(recipe.bits)
-    # A checkpoint's name is whatever its folder or its authors say: it must not lead out of the folder.
-    name = re.sub(r"[^\w.-]+", "-", checkpoint.name).strip(".-") or "model"
-    folder = artifacts_dir() / f"{name}-{recipe.llm}{suffix}"
+    folder = artifacts_dir() / f"{folder_name(checkpoint.name)}-{recipe.llm}{suffix}"
     _check_owner(folder, checkpoint)
     return folder
+
+
+def folder_name(name: str) -> str:
+    """A checkpoint's name is whatever its folder or its authors say: it must not lead out of the folder."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model"
 
 
 def _check_owner(folder: Path, checkpoint: Checkpoint) -> None:

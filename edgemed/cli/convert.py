@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from edgemed.cli.compose import SourceOptions, convert_source, named_bits, read_fitting, require_artifact
+from edgemed.cli.compose import SourceOptions, convert_source, folder_name, named_bits, open_source, read_fitting, require_artifact
 from edgemed.cli.options import (
     Adapter,
     Base,
@@ -26,6 +26,7 @@ from edgemed.cli.options import (
     Source,
     Template,
     Threads,
+    To,
     VisionQuant,
     VisionTower,
 )
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 def convert(
     source: Source = None,
+    to: To = "gguf",
     bits: Bits = None,
     quant: Quant = None,
     vision_quant: VisionQuant = None,
@@ -58,18 +60,42 @@ def convert(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a checkpoint to a GGUF pair with a manifest, then run it once to check it."""
+    """Convert a checkpoint to a GGUF pair with a manifest, then run it once to check it; or to a checkpoint for fine-tuning."""
     from converters.recipes import Recipe
 
     sink = Output(json=json, quiet=quiet)
-    recipe = Recipe.of(bits if bits or quant else named_bits(source), quant, vision_quant)
     options = SourceOptions(adapter, base, vision_tower, mmproj, template, image_mode, name, pre)
+    if to != "gguf":
+        given = {"--bits": bits, "--quant": quant, "--vision-quant": vision_quant, "--calibrate": calibrate, "--budget": budget}
+        _to_hf(source, options, out, sink, to, [key for key, value in given.items() if value is not None])
+        return
+    recipe = Recipe.of(bits if bits or quant else named_bits(source), quant, vision_quant)
     plain = quant is None and vision_quant is None and options == SourceOptions()
     fitting = read_fitting(calibrate, samples, budget)
     artifact = convert_source(source, options, recipe, sink, out_dir=out, plain_bits=plain, threads=threads, fitting=fitting)
     show_card(artifact, sink)
     parity = None if no_verify else run_verify(artifact, sink)
     sink.result(describe_artifact(artifact) | {"parity": parity and parity.describe()})
+
+
+def _to_hf(source: Source, options: SourceOptions, out_dir: Out, sink: Output, to: str, given: list[str]) -> None:
+    from converters.hf_export import export_hf
+    from edgemed.core.errors import InputError
+    from edgemed.core.paths import checkpoints_dir
+
+    if to != "hf":
+        raise InputError(f"Expected --to gguf or hf, found '{to}'.", "Pass one of them.")
+    if given:
+        raise InputError(f"Expected no {given[0]} with --to hf, found one: weights keep the types that they have.", "Leave it out.")
+    checkpoint = open_source(source, options)
+    folder = out_dir or checkpoints_dir() / folder_name(checkpoint.name)
+    sink.note(f"Writing {checkpoint.name} ({checkpoint.reader}) as an HF checkpoint into {folder}")
+    for note in checkpoint.notes:
+        sink.warn(note)
+    with sink.progress() as bar:
+        export_hf(checkpoint, folder, lambda done, total: bar("convert", done, total))
+    sink.text(str(folder))
+    sink.result({"checkpoint": folder, "reader": checkpoint.reader})
 
 
 def verify(folder: Folder = None, reference: Reference = None, json: Json = False, quiet: Quiet = False) -> None:

@@ -10,6 +10,7 @@ import sys
 import traceback
 
 from edgemed.core.errors import EdgemedError
+from edgemed.core.text import printable
 
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
@@ -23,9 +24,9 @@ def report_error(error: BaseException) -> int:
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
     message, hint = describe_error(error)
-    print(f"Error: {message}", file=sys.stderr)
+    print(f"Error: {printable(message)}", file=sys.stderr)
     if hint:
-        print(f"Hint: {hint}", file=sys.stderr)
+        print(f"Hint: {printable(hint)}", file=sys.stderr)
     return EXIT_ERROR
 
 

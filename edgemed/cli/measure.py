@@ -35,7 +35,7 @@ def bench(
         out.table(title, ("what", "value"), rows)
         for path in save or []:
             target = path if number == 0 else path.with_name(f"{path.stem}-{number + 1}{path.suffix}")
-            save_trace(target, title, trace, rows)
+            save_trace(target, title, trace, rows, artifact.folder.name, profile.name)
             out.note(f"Written: {target}")
         results.append({"artifact": artifact.folder} | asdict(trace))
     out.result({"device": profile.name, "results": results})

@@ -39,6 +39,9 @@ Quant = Annotated[
     str | None, typer.Option("--quant", help="GGUF type of the language model instead of --bits, as Q4_K_M, Q8_0 or F16.", metavar="TYPE")
 ]
 VisionQuant = Annotated[str | None, typer.Option("--vision-quant", help="GGUF type of the vision tower instead of --bits.", metavar="TYPE")]
+To = Annotated[
+    str, typer.Option("--to", help="gguf, or hf: transformers' LlavaForConditionalGeneration, where fine-tuning starts.", metavar="FORMAT")
+]
 Calibrate = Annotated[
     str | None,
     typer.Option(
@@ -80,8 +83,16 @@ Context = Annotated[
     int | None, typer.Option("--context", help="Tokens of question and answer; by default enough for the images.", metavar="N", min=1)
 ]
 Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the likeliest token each time.", metavar="T", min=0.0)]
+ProjectorSeed = Annotated[int, typer.Option("--seed", help="Seed of the projector's first weights.", metavar="N")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling, with a temperature above 0.", metavar="N")]
 
+LlmFolder = Annotated[Path, typer.Option("--llm", help="A bare language model as an HF checkpoint.", metavar="DIR")]
+TowerFolder = Annotated[Path, typer.Option("--tower", help="A CLIP or SigLIP vision tower as an HF checkpoint.", metavar="DIR")]
+NewOut = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.", metavar="DIR")]
+ImageToken = Annotated[
+    str, typer.Option("--image-token", help="Token that stands for an image; added to the tokenizer where it is not there.", metavar="TEXT")
+]
+FeatureLayer = Annotated[int, typer.Option("--feature-layer", help="Which of the tower's hidden states is used.", metavar="N")]
 Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]
 Device = Annotated[str, typer.Option("--device", help="cpu, gpu (or cuda), rtx3050, rtx3080 or jetson.", metavar="NAME")]
 LoadDevice = Annotated[
@@ -138,6 +149,60 @@ Save = Annotated[
     typer.Option("--save", help="Write the measurement as .json, .md or .png (plots extra); can be given several times.", metavar="FILE"),
 ]
 
+JudgedQuestions = Annotated[
+    Path, typer.Argument(help="JSON lines with reference answers, as LLaVA-Med's llava_med_eval_qa50_qa.jsonl.", metavar="QUESTIONS")
+]
+JudgedAnswers = Annotated[
+    Path | None,
+    typer.Argument(help="A model's answers to them: JSON lines with question_id and text; left out with --model.", metavar="[ANSWERS]"),
+]
+JudgedModel = Annotated[
+    Path | None, typer.Option("--model", help="Have this converted model answer first, about the images of --image-folder.", metavar="DIR")
+]
+ImageFolder = Annotated[Path | None, typer.Option("--image-folder", help="Where the questions' images are.", metavar="DIR")]
+JudgeOut = Annotated[
+    Path, typer.Option("--out", help="Folder for replies, scores and tables; a run that was cut off goes on.", metavar="DIR")
+]
+JudgeName = Annotated[
+    str | None,
+    typer.Option("--judge", help="A model's name at an OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY.", metavar="NAME"),
+]
+Gguf = Annotated[Path | None, typer.Option("--gguf", help="Judge offline with this language model instead of an endpoint.", metavar="FILE")]
+Instruction = Annotated[
+    Path | None,
+    typer.Option(
+        "--instruction", help="What the judge is told to do, as LLaVA-Med's own text; a text of ours where left out.", metavar="FILE"
+    ),
+]
+JudgeProtocol = Annotated[str, typer.Option("--protocol", help="LLaVA-Med's version, v1.5 or v1.0.", metavar="NAME")]
+BothOrders = Annotated[
+    bool, typer.Option("--both-orders", help="Ask twice with the answers exchanged: adds wins, ties and intervals to the protocol's table.")
+]
+Parallel = Annotated[int, typer.Option("--parallel", help="Questions asked of an endpoint at once.", metavar="N", min=1, max=64)]
+Attempts = Annotated[
+    int, typer.Option("--attempts", help="How often an endpoint is asked until its reply holds two scores.", metavar="N", min=1)
+]
+Prices = Annotated[
+    str | None, typer.Option("--price", help="Dollars a million tokens of prompts and of replies, as 30,60.", metavar="PROMPT,REPLY")
+]
+EstimateOnly = Annotated[bool, typer.Option("--estimate", help="Tell what it will cost, and stop.")]
+
+ResultFiles = Annotated[
+    list[Path], typer.Argument(help="Files that `edgemed eval --json` and `edgemed bench --json` have written.", metavar="RESULTS...")
+]
+ParetoOut = Annotated[Path, typer.Option("--out", help="Folder for the picture, the document and the page.", metavar="DIR")]
+ScoreProtocol = Annotated[str, typer.Option("--protocol", help="Which of an evaluation's protocols counts.", metavar="NAME")]
+Metrics = Annotated[str | None, typer.Option("--metric", help="closed or open; both where left out.", metavar="NAME")]
+WithPublished = Annotated[bool, typer.Option("--with-published", help="Show others' published figures beside ours.")]
+PublishedFile = Annotated[
+    Path | None, typer.Option("--published", help="Published figures of your own, in the form of published.toml.", metavar="FILE")
+]
+DeviceBudget = Annotated[
+    str | None, typer.Option("--device", help="Name the best model for it: cpu, gpu, rtx3050, rtx3080 or jetson.", metavar="NAME")
+]
+MemoryBudget = Annotated[str | None, typer.Option("--budget", help="Name the best model within so much memory, as 4GB.", metavar="SIZE")]
+LeastSpeed = Annotated[float, typer.Option("--min-speed", help="Least tokens a second of the best model.", metavar="N", min=0.0)]
+
 Store = Annotated[
     Path | None, typer.Option("--store", help="The case store; by default the one in edgemed's own data folder.", metavar="FILE")
 ]
@@ -151,6 +216,15 @@ NewPassphraseFile = Annotated[
 OwnPassphrase = Annotated[bool, typer.Option("--own-passphrase", help="Ask for a passphrase that only this backup has.")]
 BackupTarget = Annotated[Path, typer.Argument(help="The file to write, or a folder, such as a stick's.", metavar="TARGET")]
 BackupFile = Annotated[Path, typer.Argument(help="A file that `edgemed cases backup` wrote.", metavar="BACKUP")]
+CaseName = Annotated[
+    str, typer.Argument(help="A case's number from `edgemed cases list` (its beginning is enough), or its label.", metavar="CASE")
+]
+ExportFolder = Annotated[
+    Path, typer.Option("--to", help="The folder to write into, such as a stick's; it must be there.", metavar="FOLDER")
+]
+ExportKinds = Annotated[str, typer.Option("--as", help="pdf, md, fhir, dicom, sr: one or several, with commas between.", metavar="KINDS")]
+WithIdentity = Annotated[bool, typer.Option("--with-identity", help="Name the patient in it: only where the patient has agreed.")]
+Institution = Annotated[str, typer.Option("--institution", help="The clinic's name, to stand in the report.", metavar="NAME")]
 Head = Annotated[
     str | None, typer.Option("--head", help="A hash noted earlier, or its first 16 digits: it must be in the log.", metavar="HASH")
 ]
@@ -158,5 +232,33 @@ Last = Annotated[int | None, typer.Option("--last", help="Only the newest N entr
 
 Watch = Annotated[Path | None, typer.Option("--watch", help="Offer new image files of this folder while a case is open.", metavar="DIR")]
 Language = Annotated[str, typer.Option("--language", help="en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")]
+ReportLanguage = Annotated[
+    str, typer.Option("--language", help="The report's words in en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")
+]
 Look = Annotated[str, typer.Option("--theme", help="dark, light or contrast; the user's setting where left out.", metavar="NAME")]
 Fake = Annotated[bool, typer.Option("--fake", help="Answers that are made up, without a model.", hidden=True)]
+
+SourceSets = Annotated[list[str], typer.Argument(help="Data sets as NAME=PATH.", metavar="NAME=PATH...")]
+Splits = Annotated[
+    list[str] | None,
+    typer.Option("--split", help="A part of each data set; can be given several times. train where left out.", metavar="NAME"),
+]
+TokenizerOf = Annotated[
+    Path | None,
+    typer.Option("--model", help="The checkpoint to train: also check labels and lengths with its tokenizer (train extra).", metavar="DIR"),
+]
+MaxRowTokens = Annotated[int, typer.Option("--max-tokens", help="Longest row that the recipe allows.", metavar="N", min=16)]
+UrlList = Annotated[Path, typer.Argument(help="LLaVA-Med's list, llava_med_image_urls.jsonl.", metavar="LIST")]
+FiguresOut = Annotated[Path, typer.Option("--out", help="Folder for the figures.", metavar="DIR")]
+FiguresFor = Annotated[
+    Path | None, typer.Option("--for", help="Only the figures that this LLaVA file names, as llava_med_instruct_10k.json.", metavar="FILE")
+]
+FiguresLimit = Annotated[int | None, typer.Option("--limit", help="Only the first N figures.", metavar="N", min=1)]
+Jobs = Annotated[int, typer.Option("--jobs", help="Archives at once.", metavar="N", min=1, max=64)]
+Mirror = Annotated[
+    str | None, typer.Option("--mirror", help="What stands for everything before oa_package/ in the list's addresses.", metavar="URL")
+]
+RetryGone = Annotated[bool, typer.Option("--retry-gone", help="Ask again for what was gone or unusable.")]
+HubSet = Annotated[str, typer.Argument(help="A data set of the hub, as flaviagiammarino/vqa-rad.", metavar="REPO")]
+Revision = Annotated[str, typer.Option("--revision", help="Its branch, tag or commit.", metavar="NAME")]
+HubSetOut = Annotated[Path, typer.Option("--out", help="Folder to write; it must not be there yet.", metavar="DIR")]

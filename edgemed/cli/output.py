@@ -21,6 +21,12 @@ from edgemed.core.advice import ADVICE as ADVICE
 from edgemed.core.text import printable
 
 Progress = Callable[[str, int, int], None]
+Steps = Callable[[int, int, str], None]
+
+
+def escape_controls(line: str) -> str:
+    """JSON that a terminal may be given: what steers one, and JSON does not escape by itself, as \\u escapes. The same value."""
+    return line if line.isprintable() else "".join(c if printable(c) == c else f"\\u{ord(c):04x}" for c in line)
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,11 @@ class Output:
     def note(self, text: str) -> None:
         """What is going on, on stderr."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """What a person should know, on stderr, also when quiet."""
-        print(f"Warning: {text}", file=sys.stderr, flush=True)
+        print(f"Warning: {printable(text)}", file=sys.stderr, flush=True)
 
     def advise(self) -> None:
         """The note under every answer, on stderr, also when quiet."""
@@ -58,7 +64,7 @@ class Output:
     def result(self, data: dict[str, Any]) -> None:
         """The command's result as one JSON line, with --json."""
         if self.json:
-            line = jsonlib.dumps(data, ensure_ascii=False, default=str)
+            line = escape_controls(jsonlib.dumps(data, ensure_ascii=False, default=str))
             try:
                 line.encode(sys.stdout.encoding or "utf-8")
             except UnicodeEncodeError:
@@ -75,3 +81,20 @@ class Output:
 
         with progress_bars() as show:
             yield show
+
+    @contextmanager
+    def steps(self) -> Iterator[Steps]:
+        """A callback (step, steps, text) for something long: a bar on a terminal, else a note every twentieth of the way."""
+        if self.quiet:
+            yield lambda step, steps, text: None
+        elif sys.stderr.isatty():
+            from edgemed.report.tables import step_bar
+
+            with step_bar() as show:
+                yield show
+        else:
+            yield self._note_step
+
+    def _note_step(self, step: int, steps: int, text: str) -> None:
+        if step == 1 or step == steps or step * 20 // steps != (step - 1) * 20 // steps:
+            self.note(f"{step}/{steps} {text}")

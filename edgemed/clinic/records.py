@@ -63,8 +63,24 @@ class PatientIdentity:
 
 
 @dataclass(frozen=True)
+class SeriesPlace:
+    """An image's place among those that were attached as one series. `id` is the store's own, no uid of the study; `place` is from 1.
+
+    `number` is the series' number in its study, 0 where the files do not say.
+    """
+
+    id: str
+    place: int
+    length: int
+    number: int = 0
+
+
+@dataclass(frozen=True)
 class ImageFacts:
-    """What an image file says that identifies nobody. Uids are the study's own and stay in the store unless export is consented to."""
+    """What an image file says that identifies nobody. Uids are the study's own and stay in the store unless export is consented to.
+
+    `series` is not the file's word but the store's: None for an image that was attached by itself.
+    """
 
     kind: Literal["dicom", "plain"]
     width_px: int
@@ -76,6 +92,7 @@ class ImageFacts:
     laterality: str = ""
     description: str = ""
     warnings: tuple[str, ...] = ()
+    series: SeriesPlace | None = None
 
 
 @dataclass(frozen=True)

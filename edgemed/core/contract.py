@@ -5,6 +5,7 @@ Fine-tuning writes it, the converter and the transformers reference read it; che
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -50,3 +51,20 @@ def load_contract(folder: Path) -> Contract | None:
 def save_contract(folder: Path, contract: Contract) -> None:
     """Write edgemed.json, whole or not at all."""
     save_text(folder / CONTRACT_NAME, contract.model_dump_json(indent=1) + "\n")
+
+
+def save_processor(folder: Path, image: ImagePreparation) -> None:
+    """preprocessor_config.json, as near as HF's own processors come to it (they know no padding to a square)."""
+    processor = {
+        "image_processor_type": "SiglipImageProcessor",
+        "do_resize": True,
+        "size": {"height": image.size_px, "width": image.size_px},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(image.mean),
+        "image_std": list(image.std),
+        "do_convert_rgb": True,
+    }
+    save_text(folder / "preprocessor_config.json", json.dumps(processor, indent=1))

@@ -15,6 +15,7 @@
     │   ├── PassphraseError      the passphrase is wrong, too short, or was tried too often
     │   └── AuditError           the audit log was changed
     ├── HubError                 a download: unreachable, incomplete, wrong hash
+    ├── EndpointError            a server that answers questions: unreachable, refuses, or has no such model
     ├── EngineError              llama.cpp's process
     │   ├── EngineLoadError      the model does not load, or fails its self-check
     │   │   └── EngineMemoryError it does not load because memory could not be had: a smaller plan may
@@ -95,6 +96,10 @@ class AuditError(StoreError):
 
 class HubError(EdgemedError):
     """A download failed, was cut, or arrived with another hash."""
+
+
+class EndpointError(EdgemedError):
+    """A server that answers questions cannot be reached, refuses, or has no such model."""
 
 
 class EngineError(EdgemedError):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgemed.core.errors import EdgemedError, InputError, ResourceError
@@ -69,11 +70,46 @@ def atomic_path(target: Path, mode: int = 0o644) -> Iterator[Path]:
             yield part
             with part.open("rb+") as f:
                 os.fsync(f.fileno())
-            part.chmod(mode)
+            with suppress(PermissionError):  # a stick's FAT has no owners, and may refuse; what was made is its user's alone already
+                part.chmod(mode)
             part.replace(target)
             sync_dir(target.parent)
         finally:
             part.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that is synced and renamed to it on success, removed on failure.
+
+    Raises InputError where `target` holds something already.
+    """
+    with os_errors(target):
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise InputError(f"Expected no files at {target}, found some.", "Choose another folder with --out.")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PART_SUFFIX, dir=target.parent))
+        try:
+            yield part
+            sync_tree(part)
+            part.chmod(0o755)
+            if target.is_dir():
+                target.rmdir()
+            part.replace(target)
+            sync_dir(target.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file of a folder durable."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_dir(path)
+            continue
+        with path.open("rb+") as f:
+            os.fsync(f.fileno())
+    sync_dir(folder)
 
 
 def save_bytes(target: Path, data: bytes, mode: int = 0o644) -> None:
@@ -85,3 +121,20 @@ def save_bytes(target: Path, data: bytes, mode: int = 0o644) -> None:
 def save_text(target: Path, text: str) -> None:
     """Write UTF-8 text to `target`, whole or not at all."""
     save_bytes(target, text.encode())
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that is only ever appended to. A last one without its line feed was cut by a kill, and left out."""
+    if not path.is_file():
+        return []
+    with os_errors(path):
+        text = path.read_bytes().decode(errors="replace")
+    return text[: text.rfind("\n") + 1].split("\n")[:-1]
+
+
+def drop_cut_line(path: Path) -> None:
+    """Remove what a killed run left behind the last whole line, before more is appended."""
+    if path.is_file():
+        with os_errors(path):
+            content = path.read_bytes()
+            os.truncate(path, content.rfind(b"\n") + 1)

@@ -27,6 +27,11 @@ def artifacts_dir() -> Path:
     return data_dir() / "artifacts"
 
 
+def checkpoints_dir() -> Path:
+    """Checkpoints written for fine-tuning, one folder a model."""
+    return data_dir() / "checkpoints"
+
+
 def cache_dir() -> Path:
     """Things that can be made again: which files were already hashed, which runtime was already probed."""
     return data_dir() / "cache"

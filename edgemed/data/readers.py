@@ -1,178 +1,159 @@
-"""Native layouts → samples, one reader a set, chosen by name from READERS.
+"""Data sets → samples, one reader a set, chosen by name from READERS.
 
 slake     train.json / validate.json / test.json + imgs/; English rows
 vqa-rad   `VQA_RAD Dataset Public.json` + `VQA_RAD Image Folder/`; test rows are those whose phrase_type starts with "test_"
 pathvqa   train.jsonl … + images/
-llava     a JSON list of conversations (also with the misspelt key `conversatons`) beside its images
+          these three also as hub exports: parquet files, or a folder of `Dataset.save_to_disk` (edgemed/data/export.py)
+llava     LLaVA's conversations, LLaVA-Med's alignment and instruction files among them (edgemed/data/conversations.py)
+captions  LLaVA-Med's figure captions
+csv       one's own: a folder with SPLIT.csv, or the file; columns image, question, answer (or image, caption), and if you like id,
+          answer_type and split; images beside it or in images/
 
-A missing file, a row without its fields and a missing image raise DatasetError.
+A missing file, a row without its fields and a missing image raise DatasetError. Numbers and lists as answers become text.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from edgemed.core.conversation import IMAGE_MARKER, Turn
 from edgemed.core.errors import DatasetError
-from edgemed.core.files import os_errors
-from edgemed.data.samples import AnswerType, Sample
+from edgemed.data.conversations import read_captions, read_llava
+from edgemed.data.export import is_export, read_export
+from edgemed.data.rows import (
+    ImageFolder,
+    Row,
+    answer_type,
+    caption_request,
+    each,
+    field,
+    find_file,
+    literal_type,
+    read_rows,
+    read_table,
+    split_names,
+)
+from edgemed.data.samples import Sample
 
-Row = dict[str, Any]
-# SLAKE and VQA-RAD write OPEN/CLOSED (VQA-RAD also with a trailing blank), Med-MoE's files open/close.
-_TYPES: dict[str, AnswerType] = {
-    "open": "open",
-    "closed": "closed",
-    "close": "closed",
-    "yes/no": "closed",
-    "other": "open",
-    "number": "open",
-}
+Problems = list[DatasetError] | None
+Reader = Callable[[Path, str, Problems], list[Sample]]
 
 
-def load_samples(name: str, path: Path, split: str = "train") -> list[Sample]:
-    """All samples of a set's split, in file order. Raises DatasetError."""
+def load_samples(name: str, path: Path, split: str = "train", max_missing: float = 0.0) -> list[Sample]:
+    """All samples of a set's split, in file order. Raises DatasetError.
+
+    Rows whose image is missing are left out, as long as they are at most the share `max_missing` of all: figures vanish from PMC.
+    """
+    samples = read_set(name, path, split)
+    missing = [s.image for s in samples if s.image and not s.image.is_file()]
+    if len(missing) > max_missing * len(samples):
+        raise DatasetError(
+            f"Expected the image {missing[0]}, found none ({len(missing)} of {len(samples)} rows lack theirs).", "Copy the images."
+        )
+    return [s for s in samples if not s.image or s.image.is_file()] if missing else samples
+
+
+def read_set(name: str, path: Path, split: str = "train", problems: Problems = None) -> list[Sample]:
+    """`load_samples` without a look at the images. Rows that cannot be read go into `problems` where it is given."""
     if name not in READERS:
         raise DatasetError(f"Expected a data set out of {', '.join(READERS)}, found '{name}'.", "Write NAME=PATH with one of them.")
     if not path.exists():
         raise DatasetError(f"Expected the data set {name} at {path}, found nothing.", "Check the path.")
-    samples = READERS[name](path, split)
-    if not samples:
+    if name in EXPORTED and is_export(path):
+        samples = read_export(name, path, split, problems)
+    else:
+        samples = READERS[name](path, split, problems)
+    if not samples and not problems:
         raise DatasetError(f"Expected rows in the split '{split}' of {name} at {path}, found none.", "Check the split's name.")
-    missing = [s.image for s in samples if s.image and not s.image.is_file()]
-    if missing:
-        raise DatasetError(
-            f"Expected the image {missing[0]}, found none ({len(missing)} of {len(samples)} rows lack theirs).", "Copy the images."
-        )
     return samples
 
 
-def _read_json(path: Path) -> Any:
-    if not path.is_file():
-        raise DatasetError(f"Expected the file {path}, found none.", "Check the data set's folder.")
-    with os_errors(path):
-        text = path.read_text(encoding="utf-8")
-    try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else json.loads(text)
-    except ValueError as error:
-        raise DatasetError(f"Expected JSON in {path}, found something else ({error}).", "Download or copy the file again.") from error
+def _single(set_name: str, path: Path, position: int, row: Row, image: Path, id_key: str, **facts: str) -> Sample:
+    """A row with the fields that SLAKE, VQA-RAD and PathVQA share; `facts` as in Sample.single."""
+    return Sample.single(
+        f"{set_name}-{field(row, id_key, path, position)}",
+        image,
+        field(row, "question", path, position),
+        field(row, "answer", path, position),
+        answer_type(field(row, "answer_type", path, position)),
+        native_type=field(row, "answer_type", path, position),
+        **facts,
+    )
 
 
-def _rows(path: Path) -> list[Row]:
-    rows = _read_json(path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise DatasetError(f"Expected a list of objects in {path}, found {type(rows).__name__}.", "Check the file's format.")
-    return rows
+def _read_slake(folder: Path, split: str, problems: Problems) -> list[Sample]:
+    path = find_file(folder, split, (".json",))
+
+    def make(position: int, row: Row) -> Sample | None:
+        if row.get("q_lang") != "en":
+            return None
+        image = folder / "imgs" / field(row, "img_name", path, position)
+        facts = {"modality": str(row.get("modality", "")), "organ": str(row.get("location", ""))}
+        return _single("slake", path, position, row, image, "qid", **facts)
+
+    samples: list[Sample] = each(read_rows(path), make, path, problems)
+    return samples
 
 
-def _field(row: Row, key: str, path: Path, position: int) -> str:
-    if key not in row:
-        raise DatasetError(f"Expected the field '{key}' in row {position} of {path}, found {', '.join(row)}.", "Check the file's format.")
-    value = row[key]
-    # An answer may be a number, or a list of them.
-    return (", ".join(map(str, value)) if isinstance(value, list) else str(value)).strip()
-
-
-def _answer_type(value: str) -> AnswerType:
-    return _TYPES.get(value.strip().lower(), "unknown")
-
-
-def _read_slake(folder: Path, split: str) -> list[Sample]:
-    path = folder / f"{split}.json"
-    return [
-        Sample.single(
-            f"slake-{_field(row, 'qid', path, i)}",
-            folder / "imgs" / _field(row, "img_name", path, i),
-            _field(row, "question", path, i),
-            _field(row, "answer", path, i),
-            _answer_type(_field(row, "answer_type", path, i)),
-            modality=str(row.get("modality", "")),
-            organ=str(row.get("location", "")),
-            native_type=str(row["answer_type"]).strip(),
-        )
-        for i, row in enumerate(_rows(path))
-        if row.get("q_lang") == "en"
-    ]
-
-
-def _read_vqa_rad(folder: Path, split: str) -> list[Sample]:
+def _read_vqa_rad(folder: Path, split: str, problems: Problems) -> list[Sample]:
     path = folder / "VQA_RAD Dataset Public.json"
     chosen: dict[str, Callable[[bool], bool]] = {"train": lambda test: not test, "test": lambda test: test, "all": lambda test: True}
     if split not in chosen:
         raise DatasetError(f"Expected the split train, test or all of vqa-rad, found '{split}'.", "Choose one of them.")
-    return [
-        Sample.single(
-            f"vqa-rad-{_field(row, 'qid', path, i)}",
-            folder / "VQA_RAD Image Folder" / _field(row, "image_name", path, i),
-            _field(row, "question", path, i),
-            _field(row, "answer", path, i),
-            _answer_type(_field(row, "answer_type", path, i)),
-            organ=str(row.get("image_organ", "")),
-            native_type=str(row["answer_type"]).strip(),
-        )
-        for i, row in enumerate(_rows(path))
-        if chosen[split](_field(row, "phrase_type", path, i).startswith("test_"))
-    ]
 
+    def make(position: int, row: Row) -> Sample | None:
+        if not chosen[split](field(row, "phrase_type", path, position).startswith("test_")):
+            return None
+        image = folder / "VQA_RAD Image Folder" / field(row, "image_name", path, position)
+        return _single("vqa-rad", path, position, row, image, "qid", organ=str(row.get("image_organ", "")))
 
-def _read_pathvqa(folder: Path, split: str) -> list[Sample]:
-    path = folder / f"{split}.jsonl"
-    return [
-        Sample.single(
-            f"pathvqa-{_field(row, 'id', path, i)}",
-            folder / _field(row, "image", path, i),
-            _field(row, "question", path, i),
-            _field(row, "answer", path, i),
-            _answer_type(_field(row, "answer_type", path, i)),
-            native_type=str(row["answer_type"]).strip(),
-        )
-        for i, row in enumerate(_rows(path))
-    ]
-
-
-def _read_llava(path: Path, split: str) -> list[Sample]:
-    """`path` is the JSON file, or a folder with `SPLIT.json`; images lie beside it or in `images/`."""
-    file = path if path.is_file() else path / f"{split}.json"
-    samples = []
-    for i, row in enumerate(_rows(file)):
-        rounds = row.get("conversations", row.get("conversatons"))
-        if not isinstance(rounds, list) or len(rounds) < 2 or len(rounds) % 2:
-            raise DatasetError(f"Expected pairs of 'human' and 'gpt' in row {i} of {file}, found {rounds!r:.80}.", "Check the row.")
-        image = _find_image(file.parent, str(row["image"])) if row.get("image") else None
-        kind = str(row.get("answer_type", "")).strip()
-        turns = tuple(_turns(rounds, image, file, i))
-        samples.append(Sample(str(row.get("id", i)), image, turns, _answer_type(kind), native_type=kind))
+    samples: list[Sample] = each(read_rows(path), make, path, problems)
     return samples
 
 
-def _find_image(folder: Path, name: str) -> Path:
-    return folder / name if (folder / name).is_file() or not (folder / "images" / name).is_file() else folder / "images" / name
+def _read_pathvqa(folder: Path, split: str, problems: Problems) -> list[Sample]:
+    path = find_file(folder, split, (".jsonl",))
+
+    def make(position: int, row: Row) -> Sample:
+        return _single("pathvqa", path, position, row, folder / field(row, "image", path, position), "id")
+
+    samples: list[Sample] = each(read_rows(path), make, path, problems)
+    return samples
 
 
-def _turns(rounds: list[Any], image: Path | None, file: Path, position: int) -> list[Turn]:
-    turns = []
-    for k, message in enumerate(rounds):
-        want = ("human", "gpt")[k % 2]
-        said = message.get("from") if isinstance(message, dict) else message
-        if said != want or not isinstance(message, dict):
-            raise DatasetError(f"Expected a message from '{want}' in row {position} of {file}, found '{said!s:.80}'.", "Check the row.")
-        text = str(message.get("value", ""))
-        images = text.count(IMAGE_MARKER)
-        if k and images:
-            raise DatasetError(f"Expected the image in the first message of row {position} of {file}, found it in message {k}.", "Move it.")
-        if k == 0 and images != (1 if image else 0):
-            raise DatasetError(
-                f"Expected {1 if image else 0} {IMAGE_MARKER} in row {position} of {file}, found {images}.", "Check the row."
-            )
-        turns.append(Turn("user" if k % 2 == 0 else "assistant", text.replace(IMAGE_MARKER, "").strip(), images))
-    return turns
+def _read_csv(path: Path, split: str, problems: Problems) -> list[Sample]:
+    file = path if path.is_file() else find_file(path, split, (".csv", ".tsv"))
+    images, rows = ImageFolder(file.parent), read_table(file)
+    asked = bool(rows) and "question" in rows[0]
+    if rows and not ({"image", "question", "answer"} <= rows[0].keys() or {"image", "caption"} <= rows[0].keys()):
+        raise DatasetError(
+            f"Expected the columns image, question and answer, or image and caption, in {file}, found {', '.join(rows[0])}.",
+            "Name them in the first line.",
+        )
+
+    def make(position: int, row: Row) -> Sample | None:
+        if row.get("split") and row["split"].strip() not in split_names(split):
+            return None
+        number = position + 2  # the line, as a spreadsheet counts; the header is line 1
+        name = row.get("id") or str(number)
+        question = field(row, "question", file, number) if asked else caption_request(name)
+        answer = field(row, "answer" if asked else "caption", file, number)
+        image = images.find(row["image"].strip()) if row.get("image", "").strip() else None
+        if not (question and answer):
+            raise DatasetError(f"Expected a question and an answer in line {number} of {file}, found an empty one.", "Fill it in.")
+        kind = answer_type(row.get("answer_type") or "") if row.get("answer_type") else literal_type(answer)
+        return Sample.single(name, image, question, answer, kind)
+
+    samples: list[Sample] = each(rows, make, file, problems)
+    return samples
 
 
-READERS: dict[str, Callable[[Path, str], list[Sample]]] = {
+READERS: dict[str, Reader] = {
     "slake": _read_slake,
     "vqa-rad": _read_vqa_rad,
     "pathvqa": _read_pathvqa,
-    "llava": _read_llava,
+    "llava": read_llava,
+    "captions": read_captions,
+    "csv": _read_csv,
 }
+EXPORTED = ("slake", "vqa-rad", "pathvqa")

@@ -8,6 +8,7 @@ and the tower too where its learning rate is above 0 (not in align).
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from edgemed.core.errors import CheckpointError, RecipeError
+from edgemed.core.errors import CheckpointError, MissingExtraError, RecipeError
 from edgemed.finetune.recipe import JoinRecipe, Recipe
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|dense|fc1|fc2)"
@@ -43,24 +44,53 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
         if path and not (path / "config.json").is_file():
             raise CheckpointError(f"Expected an HF checkpoint at {path}, found no config.json there.", "Check the path in the recipe.")
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = load_full(recipe, tokenizer)
+    model = _load_quantised(recipe) if recipe.lora and recipe.lora.base_bits == 4 else load_full(recipe, tokenizer)
     if recipe.image.size_px != model.config.vision_config.image_size:
         raise RecipeError(
             f"Expected image.size_px = {model.config.vision_config.image_size} for this tower, found {recipe.image.size_px}.",
             "Correct the recipe.",
         )
+    if recipe.optim.bf16 is True and not recipe.optim.sharding:  # FSDP wants one type in all that it shards together
+        _round_frozen(model, recipe)
     if recipe.lora:
-        if recipe.optim.bf16:
-            model.model.language_model.to(torch.bfloat16)  # frozen; `merged` goes back to the exact weights
-            model.tie_weights()
         model = _add_lora(model, recipe)
     _freeze(model, recipe)
     return model, tokenizer
 
 
+def _round_frozen(model: Any, recipe: Recipe) -> None:
+    """Parts that do not learn in bfloat16, half the memory; `exact_model` (export.py) goes back to the exact weights."""
+    rate = rates(recipe)
+    if not rate["tower"]:
+        model.model.vision_tower.to(torch.bfloat16)
+    if (recipe.lora and recipe.lora.base_bits == 16) or not rate["llm"]:
+        model.model.language_model.to(torch.bfloat16)
+        model.lm_head.to(torch.bfloat16)
+        model.tie_weights()
+
+
 def load_full(recipe: Recipe, tokenizer: Any) -> Any:
     """The recipe's starting point in float32, nothing frozen."""
-    return join(recipe.join, tokenizer) if recipe.join else LlavaForConditionalGeneration.from_pretrained(recipe.model, dtype=torch.float32)
+    if recipe.join:
+        return join(recipe.join, tokenizer)
+    return LlavaForConditionalGeneration.from_pretrained(recipe.model, dtype=torch.float32)
+
+
+def _load_quantised(recipe: Recipe) -> Any:
+    """The recipe's starting point with the LLM's matrices in NF4 on the GPU; tower, projector and head as they are (QLoRA)."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtraError("QLoRA needs bitsandbytes, which is not installed.", "Run: pip install 'edgemed[qlora]'")
+    from transformers import BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if recipe.optim.bf16 is True else torch.float32,
+        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
+    )
+    device = {"": torch.cuda.current_device()}
+    return LlavaForConditionalGeneration.from_pretrained(recipe.model, dtype=torch.float32, quantization_config=config, device_map=device)
 
 
 def merged(model: Any, recipe: Recipe, tokenizer: Any, adapter: Path) -> Any:
@@ -85,6 +115,7 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     if recipe.tower_activation:
         vision_config.hidden_act = recipe.tower_activation
     text_config = AutoConfig.from_pretrained(recipe.llm)
+    text_config.vocab_size = _rows_for(text_config.vocab_size, image_id)
     full = "full" if "siglip" in vision_config.model_type else "default"
     config = LlavaConfig(
         vision_config=vision_config,
@@ -99,6 +130,7 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     model = LlavaForConditionalGeneration(config).float()
     _copy(model.model.vision_tower, AutoModel.from_pretrained(recipe.tower, dtype=torch.float32), recipe.tower)
     llm = AutoModelForCausalLM.from_pretrained(recipe.llm, dtype=torch.float32)
+    make_room(llm, image_id)
     _copy(model.model.language_model, llm.model, recipe.llm)
     if llm.lm_head.bias is not None:
         raise CheckpointError(
@@ -110,6 +142,23 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     model.tie_weights()
     model.generation_config = llm.generation_config
     return model
+
+
+def _rows_for(rows: int, token_id: int) -> int:
+    """Rows of an embedding that has a place for `token_id`: as many as there are, or the next multiple of 64."""
+    return rows if token_id < rows else -(-(token_id + 1) // 64) * 64
+
+
+@torch.no_grad()
+def make_room(llm: Any, token_id: int) -> None:
+    """Rows for a new token, where the embedding ends before it: the mean of the others, so that no logit of theirs is ever the highest."""
+    for module in (llm.get_input_embeddings(), llm.get_output_embeddings()):
+        weight = module.weight
+        more = _rows_for(weight.shape[0], token_id) - weight.shape[0]
+        if more:
+            module.weight = torch.nn.Parameter(torch.cat([weight, weight.mean(0, keepdim=True).expand(more, -1)]))
+    llm.config.vocab_size = llm.get_input_embeddings().weight.shape[0]
+    llm.tie_weights()
 
 
 def _copy(target: Any, source: Any, path: Path) -> None:

@@ -6,7 +6,8 @@
     name = "slake"
     path = "slake"
 
-Paths are relative to the recipe. Knows no torch.
+What a recipe leaves out comes from the stage's own in recipes/STAGE.toml, which holds the paper's hyper-parameters, and template and
+image preparation from the `edgemed.json` of the model it starts from. Paths are relative to the recipe. Knows no torch.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from edgemed.core.conversation import find_template
-from edgemed.core.errors import RecipeError
+from edgemed.core.contract import CONTRACT_NAME, load_contract
+from edgemed.core.conversation import TEMPLATES, find_template
+from edgemed.core.errors import InputError, RecipeError
 from edgemed.core.files import os_errors
 from edgemed.core.images import ImagePreparation
 from edgemed.core.model import Frozen
+from edgemed.core.units import parse_bytes
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,6 +33,7 @@ else:
 
 Stage = Literal["align", "instruct", "vqa"]
 STAGES: tuple[Stage, ...] = ("align", "instruct", "vqa")
+DEFAULTS = Path(__file__).parent / "recipes"
 
 
 class DataRecipe(Frozen):
@@ -38,6 +42,8 @@ class DataRecipe(Frozen):
     name: str
     path: Path
     split: str = "train"
+    # Share of rows that may lack their image (figures vanish from PMC); they are left out.
+    max_missing: float = Field(default=0.0, ge=0, le=1)
     repeat: int = Field(default=1, ge=1)
 
 
@@ -53,6 +59,13 @@ class JoinRecipe(Frozen):
     tower_activation: str | None = None
 
 
+class FeatureRecipe(Frozen):
+    """A frozen tower's features, computed once an image and kept in `folder`, all towers' together in at most `limit`."""
+
+    folder: Path
+    limit: str = "50GB"
+
+
 class LoraRecipe(Frozen):
     """Low-rank adapters on every linear layer of the LLM."""
 
@@ -61,10 +74,15 @@ class LoraRecipe(Frozen):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     # Share of the time in which the LLM computes with the rounding error that 4 bits will leave (edgemed/finetune/rounding.py).
     rounding: float = Field(default=0.0, ge=0, le=1)
+    # 4: the frozen LLM is kept in NF4 while training (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); needs bitsandbytes and a GPU.
+    base_bits: Literal[4, 16] = 16
 
 
 class OptimRecipe(Frozen):
-    """Step counts, batch and learning rates; a part whose rate is 0 is frozen, where the stage does not freeze it anyway."""
+    """Step counts, batch and learning rates; a part whose rate is 0 is frozen, where the stage does not freeze it anyway.
+
+    A step sees batch_size × accumulation rows, whatever the number of processes: under torchrun they are divided among them.
+    """
 
     epochs: float = Field(default=1.0, gt=0)
     max_steps: int = -1
@@ -78,8 +96,18 @@ class OptimRecipe(Frozen):
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    bf16: bool = False
-    workers: int = Field(default=0, ge=0)
+    # "auto": where the GPU has it.
+    bf16: bool | Literal["auto"] = False
+    # Activations are computed again in the backward pass instead of kept: slower, much smaller.
+    gradient_checkpointing: bool = False
+    # FSDP: weights and optimizer state are divided among the processes of torchrun.
+    sharding: bool = False
+    # Rows of like length share a step, so that little is padding.
+    group_by_length: bool = False
+    # A checkpoint to go on from every so many steps; 0: none. About twenty in all where left out.
+    save_steps: int | None = Field(default=None, ge=0)
+    # Processes that load images; left out: none where all are in memory or cached as features, else one a core but one.
+    workers: int | None = Field(default=None, ge=0)
     # Random rotation (degrees), scale and shift of the prepared image; no mirroring, since left and right are asked about.
     rotate_deg: float = Field(default=0.0, ge=0)
     scale: float = Field(default=0.0, ge=0, lt=1)
@@ -98,43 +126,104 @@ class Recipe(Frozen):
     data: tuple[DataRecipe, ...] = Field(min_length=1)
     optim: OptimRecipe = OptimRecipe()
     lora: LoraRecipe | None = None
+    features: FeatureRecipe | None = None
+    # Share of images that may be unreadable; rows that need them are left out, or another row takes their place.
+    max_broken: float = Field(default=0.0, ge=0, le=1)
     # Up to so many questions about one image share a sequence and the image in it; none sees another, so that the loss stays the same.
     pack: int = Field(default=1, ge=1)
     max_tokens: int = Field(default=2048, ge=16)
     # Write answers with a capital first letter: medical sets mix "yes" and "Yes", and a small model need not learn both.
     capitalise: bool = False
     seed: int = 0
-    save_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+    # "source": the type of the weights that training began with, so that frozen parts stay bit-identical.
+    save_dtype: Literal["source", "float16", "bfloat16", "float32"] = "source"
 
 
 def load_recipe(stage: str, path: Path) -> Recipe:
-    """Read and check a recipe. Raises RecipeError with every problem found."""
+    """Read and check a recipe. Raises RecipeError with every problem found, CheckpointError for a damaged edgemed.json."""
     if stage not in STAGES:
         raise RecipeError(f"Expected a stage out of {', '.join(STAGES)}, found '{stage}'.", "Choose one of them.")
-    if not path.is_file():
-        raise RecipeError(f"Expected a recipe at {path}, found no such file.", "Check the path.")
-    with os_errors(path):
-        text = path.read_text(encoding="utf-8")
+    folder = path.resolve().parent
+    data = _fill_in({"stage": stage, **merge(_read(DEFAULTS / f"{stage}.toml"), _read(path))}, folder)
     try:
-        data: dict[str, Any] = tomllib.loads(text)
-        recipe = Recipe.model_validate({"stage": stage, **data})
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError(f"Expected TOML in {path}, found something else ({error}).", "Correct the line.") from error
+        recipe = Recipe.model_validate(data)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise RecipeError(f"Expected a valid recipe in {path}, found {problems}.", "Correct these keys.") from error
-    if (recipe.model is None) == (recipe.join is None):
-        raise RecipeError(
-            f"Expected either 'model' or '[join]' in {path}, found {'both' if recipe.model else 'neither'}.", "Keep one of them."
-        )
-    if recipe.lora and stage == "align":
-        raise RecipeError(f"Expected no [lora] in {path}, found one: the align stage trains the projector alone.", "Remove it.")
+    problems = "; ".join(_problems(recipe))
+    if problems:
+        raise RecipeError(f"Expected a valid recipe in {path}, found {problems}.", "Correct these keys.")
     find_template(recipe.template)
-    return _resolve(recipe, path.resolve().parent)
+    return _resolve(recipe, folder)
+
+
+def merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """`own` over `base`, table by table; arrays and values replace."""
+    out = dict(base)
+    for key, value in own.items():
+        out[key] = merge(out[key], value) if isinstance(value, dict) and isinstance(out.get(key), dict) else value
+    return out
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise RecipeError(f"Expected a recipe at {path}, found no such file.", "Check the path.")
+    with os_errors(path):
+        raw = path.read_bytes()
+    try:
+        return tomllib.loads(raw.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"Expected TOML in {path}, found something else ({error}).", "Correct the line.") from error
+
+
+def _fill_in(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """With template and image preparation of the model that training starts from, where the recipe does not say."""
+    model = data.get("model")
+    contract = load_contract(folder / model) if isinstance(model, str) else None
+    if contract is None:
+        return data
+    template = contract.template
+    if "template" not in data and TEMPLATES.get(template.name) != template:
+        raise RecipeError(
+            f"Expected a template of edgemed's own in {folder / str(model) / CONTRACT_NAME}, found another called '{template.name}'.",
+            f"Name one in the recipe: {', '.join(TEMPLATES)}.",
+        )
+    return {"template": template.name, "image": contract.image.model_dump(), **data}
+
+
+def _problems(recipe: Recipe) -> list[str]:
+    """What no single key shows."""
+    out = []
+    lora = recipe.lora
+    if (recipe.model is None) == (recipe.join is None):
+        out.append(f"{'both' if recipe.model else 'neither'} of 'model' and '[join]'")
+    if lora and recipe.stage == "align":
+        out.append("[lora], though the align stage trains the projector alone")
+    if lora and lora.base_bits == 4:
+        out += ["[join], which QLoRA cannot start from: run edgemed finetune new first"] if recipe.join else []
+        out += ["optim.sharding beside QLoRA"] if recipe.optim.sharding else []
+        out += ["lora.rounding beside QLoRA"] if lora.rounding else []
+    return out + (_feature_problems(recipe, recipe.features) if recipe.features else [])
+
+
+def _feature_problems(recipe: Recipe, features: FeatureRecipe) -> list[str]:
+    """Why features that are computed once would not be those of each step."""
+    optim, out = recipe.optim, []
+    if recipe.stage != "align" and optim.tower_rate:
+        out.append("[features] beside optim.tower_rate, though a tower that learns has other features at each step")
+    if optim.rotate_deg or optim.scale or optim.shift:
+        out.append("[features] beside optim.rotate_deg, scale or shift, though a moved image has other features")
+    try:
+        parse_bytes(features.limit)
+    except InputError as error:
+        out.append(f"features.limit: {error.message}")
+    return out
 
 
 def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     join = recipe.join and recipe.join.model_copy(update={"llm": folder / recipe.join.llm, "tower": folder / recipe.join.tower})
     data = tuple(d.model_copy(update={"path": folder / d.path}) for d in recipe.data)
     model = recipe.model and folder / recipe.model
-    return recipe.model_copy(update={"output": folder / recipe.output, "model": model, "join": join, "data": data})
+    features = recipe.features and recipe.features.model_copy(update={"folder": folder / recipe.features.folder})
+    paths = {"output": folder / recipe.output, "model": model, "join": join, "data": data, "features": features}
+    return recipe.model_copy(update=paths)

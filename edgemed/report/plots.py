@@ -42,3 +42,19 @@ def save_timeline(
         axes.legend(loc="lower right", ncols=len(names), fontsize="small")
     with atomic_path(path) as part:
         figure.savefig(part, format="png", dpi=120)
+
+
+def save_curve(path: Path, title: str, across: str, label: str, points: Sequence[tuple[float, float]]) -> None:
+    """A PNG of one value over another. Raises MissingExtraError."""
+    require_plots()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([x for x, _ in points], [y for _, y in points], color="black", lw=1)
+    axes.set(title=title, xlabel=across, ylabel=label)
+    axes.grid(alpha=0.3)
+    with atomic_path(path) as part:
+        figure.savefig(part, format="png", dpi=120)

@@ -10,8 +10,7 @@ Locking lets go of everything that was shown; what was typed into a report is sa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,17 +18,18 @@ from typing import ParamSpec, TypeVar, cast
 
 from textual import events
 from textual.binding import Binding
+from textual.filter import LineFilter
 
 from edgemed.clinic.store import CaseStore
 from edgemed.clinic.store.access import awake_and_asleep_s
 from edgemed.core.errors import EdgemedError, StoreError
 from edgemed.core.manifest import Artifact
-from edgemed.tui.bidi import BidiApp
+from edgemed.tui.ending import EndingApp
 from edgemed.tui.engines import EngineHolder
 from edgemed.tui.guard import CallGuard
-from edgemed.tui.i18n import N_, _, choose_language, localise_bindings, set_language
+from edgemed.tui.i18n import N_, choose_language, localise_bindings, set_language
 from edgemed.tui.models import Models
-from edgemed.tui.session import CaseSession
+from edgemed.tui.safe import ControlFilter
 from edgemed.tui.status import ModelState, StatusBar
 from edgemed.tui.terminal import SETTINGS, Graphics, Kind, detect_graphics
 from edgemed.tui.texts import say_error
@@ -41,8 +41,6 @@ R = TypeVar("R")
 
 LOCK_AFTER_S = 300
 _IDLE_CHECK_S = 1.0
-# An answer that is being written down when the program locks gets so long to end.
-_END_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,17 @@ class ChatOptions:
     watch: Path | None = None
 
 
-class ChatApp(BidiApp[None]):
+class ChatApp(EndingApp):
     """The program. Use `build_app`."""
 
     TITLE = "edgemed"
-    DEFAULT_CSS = """
+    CSS = """
     Input > .input--placeholder, TextArea > .text-area--placeholder { color: $quiet; }
     DataTable > .datatable--cursor, OptionList > .option-list--option-highlighted { background: $selected; color: $foreground; }
     DataTable:focus > .datatable--cursor, OptionList:focus > .option-list--option-highlighted { background: $selected; color: $foreground; }
+    ToggleButton > .toggle--button { color: $quiet; background: $quiet; }
+    ToggleButton.-on > .toggle--button { color: $background; background: $success; }
+    .-theme-edgemed-contrast Button { border: round $foreground; }
     ToastRack { dock: top; align: right top; }
     * { scrollbar-size-vertical: 1; scrollbar-color: $quiet; scrollbar-background: $background; }
     """
@@ -89,14 +90,14 @@ class ChatApp(BidiApp[None]):
         self.guard, self.graphics, self.graphics_setting = guard, graphics, "auto"
         self._found_graphics = graphics
         self.artifact: Artifact | None = None
-        self.session: CaseSession | None = None
         self.lock_after_s = LOCK_AFTER_S
         self.engines = EngineHolder(self._open_engine, self._engine_changed)
         self._stores = guard.watch(stores)
-        self._store: CaseStore | None = None
         self._clock, self._active_at = clock, clock()
-        self._pool = ThreadPoolExecutor(8, thread_name_prefix="edgemed")
-        self._ending = False
+    _controls = ControlFilter()
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), self._controls]
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         """Colours that the style sheets name and that are not Textual's own."""
@@ -110,11 +111,6 @@ class ChatApp(BidiApp[None]):
         if self._store is None or self._store.locked:
             raise StoreError("The case store is locked.", "Enter the passphrase.")
         return self._store
-
-    @property
-    def unlocked(self) -> bool:
-        """Whether cases can be seen."""
-        return self._store is not None and not self._store.locked
 
     async def offload(self, work: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
         """Run something slow in a thread."""
@@ -149,6 +145,7 @@ class ChatApp(BidiApp[None]):
         set_language(choose_language(self.options.language or None))
         localise_bindings(self)
         self.set_interval(_IDLE_CHECK_S, self._lock_if_idle)
+        self._heed_signals()
         self.run_worker(self._begin())
 
     async def _begin(self) -> None:
@@ -185,9 +182,14 @@ class ChatApp(BidiApp[None]):
         from edgemed.tui.screens.model import ModelScreen
 
         self._active_at = self._clock()
-        await self.take_settings()
+        try:
+            await self.take_settings()
+        except EdgemedError as error:
+            self.tell(error)
+        if self._locking or self._ending or not self.unlocked:
+            return
         await self.switch_screen(CaseListScreen())
-        if self.artifact is None and not self._ending:
+        if self.artifact is None:
             await self.push_screen(ModelScreen())
 
     async def take_settings(self, chosen: bool = False) -> None:
@@ -235,62 +237,6 @@ class ChatApp(BidiApp[None]):
     def _lock_if_idle(self) -> None:
         if self.unlocked and self._clock() - self._active_at >= self.lock_after_s:
             self.action_lock()
-
-    def action_lock(self) -> None:
-        """Hide everything now, then lock the store."""
-        if self.unlocked and not self._ending:
-            self.run_worker(self._lock(), group="lock", exclusive=True)
-
-    async def _lock(self) -> None:
-        from edgemed.tui.screens.unlock import UnlockScreen
-
-        close = self._closing_work()
-        cover = UnlockScreen(ready=False)
-        with self.batch_update():
-            while len(self.screen_stack) > 2:
-                await self.pop_screen()
-            await self.switch_screen(cover)
-        await self._run_closing(close)
-        cover.ready = True
-
-    def _closing_work(self) -> Callable[[], None]:
-        """What is to be written down before the store closes, taken from the screens now and run in a thread."""
-        saves = [save for screen in self.screen_stack if (save := getattr(screen, "unsaved", lambda: None)()) is not None]
-        session, store = self.session, self._store
-        self.session = None
-
-        def close() -> None:
-            if session is not None:
-                session.stop()
-                session.wait(_END_S)
-                session.forget()
-            try:
-                for save in saves:
-                    save()
-            finally:
-                if store is not None:
-                    store.lock()
-
-        return close
-
-    async def _run_closing(self, close: Callable[[], None]) -> None:
-        try:
-            await self.offload(close)
-        except EdgemedError as error:
-            self.tell(error)
-
-    async def action_leave(self) -> None:
-        """Write down, lock, end the engine, go."""
-        if self._ending:
-            return
-        self._ending = True
-        self.say(_("Closing …"))
-        self.run_worker(self._leave(self._closing_work()), group="leave")
-
-    async def _leave(self, close: Callable[[], None]) -> None:
-        await self._run_closing(close)
-        await self.offload(self.engines.close)
-        self.exit()
 
     # -- screens over others ------------------------------------------------------------------------------------------
 

@@ -146,6 +146,11 @@ def visual_line(text: str, right_to_left: bool = False) -> tuple[tuple[str, int]
     return tuple(placed)
 
 
+def forget_lines() -> None:
+    """Let go of the lines that were laid out, for locking."""
+    visual_line.cache_clear()
+
+
 def _marks_last(placed: list[tuple[str, int]]) -> list[tuple[str, int]]:
     """A cell is a letter and then its marks, but reversing a run puts marks before their letter."""
     ordered: list[tuple[str, int]] = []

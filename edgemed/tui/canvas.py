@@ -19,7 +19,7 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
-from edgemed.clinic.records import View, Window
+from edgemed.clinic.records import Box, View, Window
 from edgemed.core.errors import EdgemedError
 from edgemed.core.images import ImagePreparation
 from edgemed.core.text import one_line
@@ -80,6 +80,8 @@ class PictureCanvas(Widget):
         self.keys: tuple[str, ...] = ()
         self.position = 0
         self.view = View()
+        # Each file's own, while the stack is shown: a mask covers what is burnt into one file, and is there again when that is.
+        self.masks: dict[int, tuple[Box, ...]] = {}
         self.viewport = Viewport((1, 1), (1, 1), graphics.pixel_aspect)
         self.model_view = False
         self.mask_tool: MaskTool | None = None
@@ -106,6 +108,10 @@ class PictureCanvas(Widget):
 
     def on_unmount(self) -> None:
         self._put(None)  # with Kitty's protocol the terminal itself keeps images until it is told
+        # A finished worker's context may keep this widget for as long as the program runs: no patient is to be kept with it.
+        self.pictures, self.keys, self._drawer = (), (), Drawer()
+        with self._lock:
+            self._wanted = None
 
     def relocalise(self) -> None:
         """Call after a change of language."""
@@ -142,12 +148,20 @@ class PictureCanvas(Widget):
         """One picture, looked at as `view` says; None clears. `key` is handed back with ViewChanged."""
         self.show_series((picture,) if picture else (), (key,) if picture else (), view=view)
 
-    def show_series(self, pictures: Sequence[PictureLike], keys: Sequence[str] = (), position: int = 0, view: View | None = None) -> None:
-        """Several pictures as one stack, beginning with the one at `position`."""
+    def show_series(
+        self,
+        pictures: Sequence[PictureLike],
+        keys: Sequence[str] = (),
+        position: int = 0,
+        view: View | None = None,
+        masks: Sequence[tuple[Box, ...]] = (),
+    ) -> None:
+        """Several pictures as one stack, beginning with the one at `position`, which `view` is of; `masks` are each picture's."""
         self.pictures = tuple(pictures)
         self.keys = tuple(keys) or ("",) * len(self.pictures)
         self.position = position
         self.view = view or View()
+        self.masks = dict(enumerate(masks))
         self.own_window = None
         self.model_view = False
         self.mask_tool = None

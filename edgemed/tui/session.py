@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 from edgemed.clinic.imaging import Picture, open_picture
 from edgemed.clinic.records import CaseImage, Confidence, Message, MessageState, SeenImage, Verdict, View
+from edgemed.clinic.report.draft import pairs_of
 from edgemed.clinic.store import CaseStore
 from edgemed.core.calibration import Calibration, load_calibration
 from edgemed.core.errors import EdgemedError, InputError
@@ -26,8 +27,9 @@ from edgemed.tui.engines import EngineHolder
 from runtimes.consult import Answer, Answering, AnswerStream, Consultation, Exchange, follow, pack_pixels, plan_request
 from runtimes.messages import PreparedImage, Timings
 
-# Opened files kept while a case is open, and prepared pixels (some 0.4 MB each).
+# Opened files kept while a case is open: some, and of small ones (a series' slices) as many as this; and prepared pixels (0.4 MB each).
 _PICTURES = 4
+_PICTURE_BYTES = 64 << 20
 _PREPARED = 16
 # A report's draft is longer than an answer.
 DRAFT_TOKENS = 512
@@ -40,6 +42,19 @@ class _Prepared:
     image: PreparedImage
     view: View
     pixels_sha256: str
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Who is asked, found out before anything is recorded: afterwards a model's stick may be gone, and the answer must not go with it."""
+
+    engine: Answering
+    model: ModelIdentity
+    calibration: Calibration | None
+
+    @classmethod
+    def of(cls, engine: Answering) -> _Asked:
+        return cls(engine, identify_model(engine.artifact), load_calibration(engine.artifact.folder))
 
 
 @dataclass(frozen=True)
@@ -86,6 +101,7 @@ class CaseSession:
         self._stopping = threading.Event()
         self._stream: AnswerStream | None = None
         self._pictures: OrderedDict[str, Picture] = OrderedDict()
+        self._sizes: dict[str, int] = {}
         self._prepared: OrderedDict[tuple[str, View], _Prepared] = OrderedDict()
         self._cache = threading.RLock()
 
@@ -132,9 +148,10 @@ class CaseSession:
         history = self._history(self._store.list_messages(self.case_id))
         engine = self._engines.get()  # a model that cannot be loaded is told before anything is recorded
         shown = tuple(self._prepare(image, engine) for image in images)
+        asked = _Asked.of(engine)
         message = self._store.add_message(self.case_id, "user", question, images=_seen(images, shown))
         sink(Said(message))
-        return self._answer(engine, Consultation(question, tuple(p.image for p in shown), history), message.images, sink)
+        return self._answer(asked, Consultation(question, tuple(p.image for p in shown), history), message.images, sink)
 
     def _retry(self, images: Sequence[CaseImage], sink: Sink) -> Answered:
         messages = self._store.list_messages(self.case_id)
@@ -144,18 +161,18 @@ class CaseSession:
         engine = self._engines.get()
         shown = tuple(self._prepare(image, engine) for image in images)
         consultation = Consultation(messages[last].text, tuple(p.image for p in shown), self._history(messages[:last]))
-        return self._answer(engine, consultation, _seen(images, shown), sink)
+        return self._answer(_Asked.of(engine), consultation, _seen(images, shown), sink)
 
-    def _answer(self, engine: Answering, consultation: Consultation, seen: tuple[SeenImage, ...], sink: Sink) -> Answered:
-        calibration = load_calibration(engine.artifact.folder)
+    def _answer(self, asked: _Asked, consultation: Consultation, seen: tuple[SeenImage, ...], sink: Sink) -> Answered:
+        engine = asked.engine
         try:
-            planned = plan_request(engine, consultation, logprobs=calibration is not None)
+            planned = plan_request(engine, consultation, logprobs=asked.calibration is not None)
             if planned.dropped:
                 sink(Left(planned.dropped))
             answer = self._follow(engine, engine.submit(planned.request), sink)
         except EdgemedError as error:
             answer = Answer("", error=error)
-        answered = self._record(answer, identify_model(engine.artifact), seen, calibration)
+        answered = self._record(answer, asked.model, seen, asked.calibration)
         sink(answered)
         return answered
 
@@ -184,8 +201,9 @@ class CaseSession:
             self._stopping.clear()
             engine = self._engines.get()
             shown = tuple(self._prepare(image, engine).image for image in images)
+            model = identify_model(engine.artifact)
             planned = plan_request(engine, Consultation(question, shown), max_tokens=DRAFT_TOKENS)
-            return self._follow(engine, engine.submit(planned.request), lambda event: None), identify_model(engine.artifact)
+            return self._follow(engine, engine.submit(planned.request), lambda event: None), model
         finally:
             self._stream = None
             self._busy.release()
@@ -193,16 +211,8 @@ class CaseSession:
     # -- what was said and seen ---------------------------------------------------------------------------------------
 
     def _history(self, messages: Sequence[Message]) -> tuple[Exchange, ...]:
-        """Questions with their answers; those that failed or were stopped before a word are left out."""
-        exchanges: list[Exchange] = []
-        question: Message | None = None
-        for message in messages:
-            if message.role == "user":
-                question = message
-            elif question is not None and message.text and message.state != "failed":
-                exchanges.append(Exchange(question.text, message.text, self._prepared_again(message.images)))
-                question = None
-        return tuple(exchanges)
+        """Questions with their answers, of those asked again the last; those that failed or were stopped before a word are left out."""
+        return tuple(Exchange(q.text, a.text, self._prepared_again(a.images)) for q, a in pairs_of(messages))
 
     def _prepared_again(self, seen: Sequence[SeenImage]) -> tuple[PreparedImage, ...]:
         images = {image.id: image for image in self._store.list_images(self.case_id)}
@@ -227,7 +237,8 @@ class CaseSession:
         with self._cache:
             if image.id not in self._pictures:
                 self._pictures[image.id] = open_picture(self._store.read_image(image.id), image.name)
-                while len(self._pictures) > _PICTURES:
+                self._sizes[image.id] = image.size_bytes
+                while len(self._pictures) > _PICTURES and sum(map(self._sizes.__getitem__, self._pictures)) > _PICTURE_BYTES:
                     self._pictures.popitem(last=False)
             self._pictures.move_to_end(image.id)
             return self._pictures[image.id]

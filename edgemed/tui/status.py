@@ -9,6 +9,7 @@ from textual.content import Content
 from textual.reactive import reactive
 from textual.widgets import Static
 
+from edgemed.core.errors import EdgemedError
 from edgemed.core.manifest import Artifact
 from edgemed.core.text import one_line
 from edgemed.core.units import format_bytes
@@ -72,18 +73,22 @@ class StatusBar(Static):
     def on_mount(self) -> None:
         app: ChatApp = self.app  # type: ignore[assignment]
         self.state = ModelState.of(app.artifact, app.engines)
-        self.set_interval(STATS_S, self._ask)
-        self._ask()
+        self.set_interval(STATS_S, self.ask_engine)
+        self.ask_engine()
 
     def watch_state(self, state: ModelState) -> None:
         self.update(Content(state.describe()))
 
-    def _ask(self) -> None:
+    def ask_engine(self) -> None:
+        """Take figures now."""
         if self.state.state == "ready" and self.screen.is_current:
-            self.run_worker(self._take_stats(), exclusive=True, group="stats")
+            self.run_worker(self._take_stats, exclusive=True, group="stats")  # type: ignore[arg-type]
 
     async def _take_stats(self) -> None:
         app: ChatApp = self.app  # type: ignore[assignment]
-        stats = await app.offload(app.engines.stats)
+        try:
+            stats = await app.offload(app.engines.stats)
+        except EdgemedError:  # it died and does not come back: the next question says why
+            stats = None
         if stats is not None:
             self.state = self.state.with_stats(stats)

@@ -80,6 +80,7 @@ _THEMES = (
             "footer-key-foreground": "#ffff00",
             "input-selection-background": "#00348f",
             "border": "#ffffff",
+            "border-blurred": "#b0b0b0",
         },
     ),
 )

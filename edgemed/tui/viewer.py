@@ -121,10 +121,12 @@ class ImageView(PictureCanvas, can_focus=True):
             self.post_message(self.Looked(self))
             self.redraw()
 
-    def follow(self, viewport: Viewport, view: View) -> None:
-        """Look where another view looks: its zoom and centre, and a view that is the owner's as if chosen here."""
+    def follow(self, viewport: Viewport, position: int, frame: int) -> None:
+        """Look where another view looks: its zoom and centre, and its place in the stack, as far as this one has it."""
         self.viewport = replace(self.viewport, zoom=viewport.zoom, centre=viewport.centre)
-        self.change_view(view)
+        if self.pictures:
+            position = min(position, len(self.pictures) - 1)
+            self._turn_to(position, min(frame, self.pictures[position].facts.frames - 1))
         self.redraw()
 
     # Window
@@ -169,23 +171,27 @@ class ImageView(PictureCanvas, can_focus=True):
             if not 0 <= position < len(self.pictures):
                 return
             frame = 0 if by > 0 else self.pictures[position].facts.frames - 1
-        self._turn_to(position, frame)
+        self._step_to(position, frame)
 
     def action_first_frame(self) -> None:
-        self._turn_to(0, 0)
+        self._step_to(0, 0)
 
     def action_last_frame(self) -> None:
-        self._turn_to(len(self.pictures) - 1, self.pictures[-1].facts.frames - 1)
+        self._step_to(len(self.pictures) - 1, self.pictures[-1].facts.frames - 1)
+
+    def _step_to(self, position: int, frame: int) -> None:
+        self._turn_to(position, frame)
+        self.post_message(self.Looked(self))
 
     def _turn_to(self, position: int, frame: int) -> None:
         if position != self.position:
+            # Masks cover what is burnt into one file; in another they would hide anatomy.
+            self.masks[self.position] = self.view.masks
             self.position = position
             self.mask_tool = None
-            # Masks cover what is burnt into one file; in another they would hide anatomy.
-            self.view = replace(self.view, frame=-1, masks=())
+            self.view = replace(self.view, frame=-1, masks=self.masks.get(position, ()))
             self.own_window = None
         self.change_view(replace(self.view, frame=frame))
-        self.post_message(self.Looked(self))
 
     def action_model_view(self) -> None:
         """The exact pixels that the tower is given, or the image again."""

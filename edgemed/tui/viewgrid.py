@@ -10,7 +10,7 @@ steps in one are repeated in the others (l switches it). Where a grid is narrow,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import events
@@ -18,7 +18,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Grid
 
-from edgemed.clinic.records import View
+from edgemed.clinic.records import Box, View
 from edgemed.core.images import ImagePreparation
 from edgemed.tui.drawing import PictureLike
 from edgemed.tui.i18n import N_, localise_bindings
@@ -31,13 +31,24 @@ SIDE_BY_SIDE_COLUMNS = 60
 
 
 @dataclass(frozen=True)
+class Stack:
+    """The pictures of a series, what each is called, its masks, and which of them is shown: see ImageView.show_series."""
+
+    pictures: tuple[PictureLike, ...]
+    keys: tuple[str, ...]
+    position: int
+    masks: tuple[tuple[Box, ...], ...]
+
+
+@dataclass(frozen=True)
 class Shown:
-    """A picture for one place of the grid: see ImageView.show."""
+    """A picture for one place of the grid: see ImageView.show. With a `stack`, the one of it that is shown first."""
 
     picture: PictureLike
     view: View = View()
     key: str = ""
     title: str = ""
+    stack: Stack | None = None
 
 
 class ViewGrid(Grid):
@@ -88,7 +99,10 @@ class ViewGrid(Grid):
         for place, view in enumerate(self._views):
             one = shown[place] if place < len(shown) else None
             view.set_title(one.title if one else "")
-            view.show(one.picture if one else None, one.view if one else None, one.key if one else "")
+            if one and one.stack:
+                view.show_series(one.stack.pictures, one.stack.keys, one.stack.position, one.view, one.stack.masks)
+            else:
+                view.show(one.picture if one else None, one.view if one else None, one.key if one else "")
         self._arrange()
 
     def on_resize(self, event: events.Resize) -> None:
@@ -113,5 +127,5 @@ class ViewGrid(Grid):
         source = message.image_view
         for view in self.views:
             if view is not source and view.picture is not None:
-                frame = min(source.view.frame, view.picture.facts.frames - 1)
-                view.follow(source.viewport, replace(view.view, frame=frame))
+                # In its own turn: said from here, its new view would be taken for this grid's word and go no further.
+                view.call_later(view.follow, source.viewport, source.position, source.view.frame)

@@ -184,11 +184,16 @@ def read_identity(dataset: Dataset) -> PatientIdentity:
     return PatientIdentity(
         name=text(dataset, "PatientName", 128).rstrip("^="),
         patient_id=text(dataset, "PatientID"),
-        birth_date=f"{born[:4]}-{born[4:6]}-{born[6:]}" if re.fullmatch(r"\d{8}", born) else "",
+        birth_date=iso_date(born),
         sex=sex if sex in ("M", "F", "O") else "",
         accession=text(dataset, "AccessionNumber"),
         study_uid=text(dataset, "StudyInstanceUID"),
     )
+
+
+def iso_date(found: str) -> str:
+    """DICOM's 20240229 as 2024-02-29; "" for what is no such date."""
+    return f"{found[:4]}-{found[4:6]}-{found[6:]}" if re.fullmatch(r"\d{8}", found) else ""
 
 
 def frame_group(dataset: Dataset, frame: int, keyword: str) -> Dataset:
@@ -217,7 +222,10 @@ def read_windows(dataset: Dataset, frame: int) -> list[Window]:
 
 
 def describe_place(dataset: Dataset) -> dict[str, Any]:
-    """Where an image belongs: study, series, its number in it and its position along the stack. Raises Refused where it is none."""
+    """Where an image belongs: study, series, its number in it and its position along the stack. Raises Refused where it is none.
+
+    The descriptions and the date are for the screen on which a person chooses, and nowhere else.
+    """
     if not number(dataset, "Rows"):
         raise Refused("an image", "a DICOM file without one")
     return {
@@ -225,7 +233,10 @@ def describe_place(dataset: Dataset) -> dict[str, Any]:
         "series": text(dataset, "SeriesInstanceUID"),
         "number": number(dataset, "SeriesNumber") or 0,
         "modality": read_facts(dataset)["modality"],
-        "description": text(dataset, "SeriesDescription") or text(dataset, "StudyDescription"),
+        "description": text(dataset, "SeriesDescription"),
+        "study_description": text(dataset, "StudyDescription"),
+        "study_date": iso_date(text(dataset, "StudyDate")),
+        "uid": text(dataset, "SOPInstanceUID"),
         "instance": number(dataset, "InstanceNumber"),
         "position": _position(dataset),
     }

@@ -195,7 +195,18 @@ class DicomPicture(Picture):
         self._data, self._token = data, object()
         header = client.load(data, name, self._token)
         width, height, told = _square(header.columns, header.rows, header.aspect)
-        facts = ImageFacts("dicom", width, height, header.frames, **header.facts, warnings=header.warnings + told)
+        said = header.facts
+        facts = ImageFacts(
+            "dicom",
+            width,
+            height,
+            header.frames,
+            said["modality"],
+            said["body_part"],
+            said["view_position"],
+            said["laterality"],
+            warnings=header.warnings + told,
+        )
         windows = header.windows + (CT_WINDOWS if header.hounsfield else ())
         super().__init__(name, facts, header.identity, windows, header.monochrome)
         self.burnt_in, self.secondary, self._shape = header.burnt_in, header.secondary, (header.rows, header.columns)

@@ -108,7 +108,9 @@ def _limit() -> None:
         return
     import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    none = 1 if sys.platform == "linux" and most != 0 else 0  # see clinic/store/harden.py
+    resource.setrlimit(resource.RLIMIT_CORE, (none, none))
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     if hard == resource.RLIM_INFINITY or hard > WORKER_MEMORY_BYTES:
         with suppress(ValueError, OSError):  # macOS refuses any

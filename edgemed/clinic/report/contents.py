@@ -237,10 +237,12 @@ def _image_line(image: CaseImage, number: int, export: Export, hide: Hider, say:
     facts = image.facts
     words = [facts.modality, facts.body_part, facts.view_position, facts.laterality, facts.description if named else ""]
     size = f"{facts.width_px} × {facts.height_px}" + (f" × {facts.frames}" if facts.frames > 1 else "")
+    series = facts.series
+    place = [say("series").format(place=series.place, length=series.length)] if series is not None and series.length > 1 else []
     return ImageLine(
         image_id=image.id,
         title=f"{say('image')} {number}" + (f": {clean_line(image.name)}" if named and image.name else ""),
-        facts=", ".join([hide(clean_line(word, 64)) for word in words if word.strip()] + [size]),
+        facts=", ".join([hide(clean_line(word, 64)) for word in words if word.strip()] + [size, *place]),
         view=view_text(image.view, facts.frames, named, say),
         file_sha256=clean_line(image.sha256) if named else "",
         suspect=not named and bool(facts.warnings) and not image.view.masks,

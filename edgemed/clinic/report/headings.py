@@ -48,6 +48,7 @@ HEADINGS: Mapping[str, str] = {
     "image": "Image",
     "views": "Views that produced the answers",
     "frame": "frame",
+    "series": "image {place} of {length} in its series",
     "window": "window centre {centre}, width {width}",
     "own_window": "the file's own window",
     "inverted": "inverted",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 from PIL import Image
@@ -71,12 +71,8 @@ def save_export(
     """
     made = {folder / export_name(export, kind): data for kind, data in build_exports(export, kinds, pictures, reference, translate).items()}
     with ExitStack() as stack:
-        parts = {path: stack.enter_context(atomic_path(path)) for path in made}
+        parts = {path: stack.enter_context(atomic_path(path, 0o600)) for path in made}
         for path, data in made.items():
             with os_errors(path):
                 parts[path].write_bytes(data)
-    for path in made:
-        # A stick's FAT has no owners, and refuses.
-        with os_errors(path), suppress(PermissionError):
-            path.chmod(0o600)
     return list(made)

@@ -23,7 +23,7 @@ from edgemed.clinic.store.access import Means
 from edgemed.clinic.store.audit import AuditLog
 from edgemed.clinic.store.cases import Cases
 from edgemed.clinic.store.harden import harden_process
-from edgemed.clinic.store.images import Images
+from edgemed.clinic.store.images import Images, SeriesFile
 from edgemed.clinic.store.keys import KdfCost
 from edgemed.clinic.store.messages import Messages
 from edgemed.clinic.store.reports import Reports
@@ -33,4 +33,4 @@ class CaseStore(Cases, Images, Messages, Reports):
     """The case store. Usable from several threads; see vault.py for its life."""
 
 
-__all__ = ["AuditLog", "CaseStore", "KdfCost", "Means", "harden_process"]
+__all__ = ["AuditLog", "CaseStore", "KdfCost", "Means", "SeriesFile", "harden_process"]

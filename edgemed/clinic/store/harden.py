@@ -10,16 +10,21 @@ from __future__ import annotations
 import sys
 
 _PR_SET_DUMPABLE = 4  # linux/prctl.h
+_NO_HANDLER_BYTES = 1
 
 
 def forbid_core_files() -> None:
-    """No core file of this process or its children, where the platform has such a limit."""
+    """No core file of this process or its children (the engine, the decoder), where the platform has such a limit.
+
+    On Linux the limit is one byte: too short for a file, and the one value that a crash handler's pipe is not opened for either (0 does
+    not keep a handler from reading the whole process; fs/coredump.c).
+    """
     if sys.platform == "win32":
         return
     import resource
 
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_CORE, (_NO_HANDLER_BYTES if sys.platform == "linux" and hard != 0 else 0, hard))
 
 
 def harden_process() -> bool:

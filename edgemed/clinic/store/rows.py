@@ -24,6 +24,7 @@ from edgemed.clinic.records import (
     PatientIdentity,
     Report,
     SeenImage,
+    SeriesPlace,
     View,
     Window,
 )
@@ -98,7 +99,9 @@ def _view(raw: dict[str, Any]) -> View:
 
 
 def _facts(raw: dict[str, Any]) -> ImageFacts:
-    return ImageFacts(**(raw | {"warnings": tuple(raw["warnings"])}))
+    # Stores that were written before there were series do not say.
+    series = SeriesPlace(**raw["series"]) if raw.get("series") else None
+    return ImageFacts(**(raw | {"warnings": tuple(raw["warnings"]), "series": series}))
 
 
 def _seen(raw: dict[str, Any]) -> SeenImage:

@@ -20,14 +20,14 @@ from edgemed.clinic.store.access import Access, Change, Means
 from edgemed.clinic.store.audit import AuditLog
 from edgemed.clinic.store.backup import load_end, open_backup, save_backup
 from edgemed.clinic.store.database import Database
-from edgemed.clinic.store.filelock import FileLock
+from edgemed.clinic.store.filelock import StoreLock
 from edgemed.clinic.store.harden import forbid_core_files
 from edgemed.clinic.store.keys import SealedKey, check_passphrase, derive, new_key, new_salt
 from edgemed.clinic.store.layout import Layout, Opened, seal_store_key, unseal_store_key
 from edgemed.clinic.store.rows import storable
 from edgemed.clinic.store.schema import migrate
 from edgemed.clinic.store.tries import Tries
-from edgemed.core.errors import EdgemedError, InputError, StoreError
+from edgemed.core.errors import EdgemedError, InputError, ResourceError, StoreError
 from edgemed.core.files import atomic_path
 
 LOCK_AFTER_S = 300
@@ -44,7 +44,7 @@ class Vault:
         self.path = path
         self._access = Access(actor, means)
         self._files = Layout(path)
-        self._file_lock = FileLock(self._files.lock)
+        self._file_lock = StoreLock(self._files.lock)
         self._backup_key = bytearray()
         self._box: SealedKey | None = None
         self._active_s = means.idle_clock_s()
@@ -222,7 +222,8 @@ class Vault:
             self._files.save_key(sealed.box)
             self._backup_key[:] = sealed.backup_key
             self._box = sealed.box
-            with self._access.changing() as change:
+            # Changed it is from here on: where the disk has no room for the note, the next opening notes it, as after a crash.
+            with suppress(ResourceError), self._access.changing() as change:
                 _save_generation(change, sealed.generation)
                 change.note("passphrase.changed", detail={"generation": str(sealed.generation)})
 

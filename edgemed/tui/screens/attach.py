@@ -1,4 +1,7 @@
-"""Which file: a path with completion, or a tree of folders. Answers with a path, which nobody has opened yet."""
+"""Which file or series: a path with completion, or a tree of folders; a folder's series are chosen in a box of their own.
+
+Answers with a file's path, which nobody has opened yet, or with a series.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,18 @@ from pathlib import Path
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.containers import Vertical
+from textual.message import Message
 from textual.suggester import Suggester
 from textual.widgets import DirectoryTree, Input, Static
 
+from edgemed.clinic.imaging import Series
 from edgemed.core.text import one_line
-from edgemed.tui.i18n import _
+from edgemed.tui.i18n import N_, _, localise_bindings
 from edgemed.tui.paths import IMAGE_SUFFIXES, complete, parse_pasted
 from edgemed.tui.screens.base import Dialog, Working
+from edgemed.tui.screens.folder import FolderScreen
 
 
 class PathSuggester(Suggester):
@@ -35,6 +42,25 @@ class ImageTree(DirectoryTree):
     ICON_NODE = "▸ "
     ICON_NODE_EXPANDED = "▾ "
     ICON_FILE = "  "
+    BINDINGS = [Binding("s", "series", N_("Series of this folder"))]
+
+    class FolderWanted(Message):
+        """What a folder holds is to be shown."""
+
+        def __init__(self, path: Path) -> None:
+            super().__init__()
+            self.path = path
+
+    def on_mount(self) -> None:
+        localise_bindings(self)
+
+    def action_series(self) -> None:
+        """Of the folder under the cursor, or the one that the file under it lies in."""
+        node = self.cursor_node
+        if node is not None and not node.allow_expand:
+            node = node.parent
+        if node is not None and node.data is not None:
+            self.post_message(self.FolderWanted(node.data.path))
 
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
         return [
@@ -45,7 +71,7 @@ class ImageTree(DirectoryTree):
         return Text(one_line(label if isinstance(label, str) else label.plain), no_wrap=True)
 
 
-class AttachScreen(Dialog[Path]):
+class AttachScreen(Dialog[Path | Series]):
     """Path line and tree."""
 
     DEFAULT_CSS = """
@@ -59,7 +85,7 @@ class AttachScreen(Dialog[Path]):
 
     def compose_box(self) -> ComposeResult:
         yield Static(_("Attach an image"), classes="title", markup=False)
-        yield Static(_("Type a path (→ completes), drop a file here, or choose below. DICOM, PNG, JPEG, TIFF, WebP."), classes="quiet")
+        yield Static(_("Type a path (→ completes), drop a file or folder here, or choose below. S: a folder's series."), classes="quiet")
         yield Input(placeholder=_("/path/to/image.dcm"), id="path", suggester=PathSuggester(self))
         yield Static("", classes="problem", markup=False)
         with Vertical():
@@ -79,10 +105,22 @@ class AttachScreen(Dialog[Path]):
         if value:
             self.go(self._check(parse_pasted(value) or Path(value).expanduser()))
 
+    @on(ImageTree.FolderWanted)
+    def _folder_wanted(self, event: ImageTree.FolderWanted) -> None:
+        self.go(self._look_through(event.path))
+
+    async def _look_through(self, folder: Path) -> None:
+        wanted = await self.app.push_screen_wait(FolderScreen(folder))
+        if wanted is not None:
+            self.dismiss(wanted)
+
     async def _check(self, path: Path) -> None:
         if await self.offload(path.is_file):
             self.dismiss(path)
             return
+        if await self.offload(path.is_dir):
+            await self._look_through(path)
+            return
         problem = self.query_one(".problem", Static)
-        problem.update(_("There is no file at {path}.").format(path=one_line(str(path))))
+        problem.update(_("There is no file and no folder at {path}.").format(path=one_line(str(path))))
         problem.add_class("-shown")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.css.query import NoMatches
 from textual.screen import ModalScreen, Screen
 
-from edgemed.core.errors import EdgemedError
+from edgemed.core.errors import EdgemedError, ResourceError
 from edgemed.tui.i18n import localise_bindings
 
 if TYPE_CHECKING:
@@ -41,6 +42,16 @@ class Working:
             await work
         except EdgemedError as error:
             self.failed(error)
+        except MemoryError:  # an image that this machine cannot hold; the rest of the program can go on
+            self.failed(ResourceError("The machine has too little memory for this.", "Close other programs, or attach a smaller image."))
+        except NoMatches:
+            if self.shown:
+                raise
+
+    @property
+    def shown(self) -> bool:
+        """Whether this screen is still there: a lock takes it away under work and messages that are on their way, part by part."""
+        return cast(Screen[Any], self) in self.chat.screen_stack
 
     def failed(self, error: EdgemedError) -> None:
         """How this screen shows an error."""

@@ -13,18 +13,22 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Footer, Static
 
-from edgemed.clinic.records import Case, CaseImage, View
+from edgemed.clinic.records import Case, CaseImage
 from edgemed.core.errors import EdgemedError, InputError
 from edgemed.core.text import one_line
 from edgemed.tui.attaching import Attached, attach_file
+from edgemed.tui.drawing import PictureLike
 from edgemed.tui.i18n import N_, _, ngettext
+from edgemed.tui.keeping import ViewKeeper
 from edgemed.tui.paths import FolderWatch
 from edgemed.tui.screens.base import ChatScreen
+from edgemed.tui.screens.folder import AttachingScreen, FolderScreen, Wanted
 from edgemed.tui.session import Answered, CaseSession, Left, Piece, Said, SessionEvent
+from edgemed.tui.stacks import place_stack, stack_of
 from edgemed.tui.status import StatusBar
-from edgemed.tui.texts import say_case
+from edgemed.tui.texts import say_case, say_left_out, say_title
 from edgemed.tui.viewer import ImageView
-from edgemed.tui.viewgrid import MAX_VIEWS, Shown, ViewGrid
+from edgemed.tui.viewgrid import MAX_VIEWS, ViewGrid
 from edgemed.tui.widgets.conversation import Conversation, TextBuffer
 from edgemed.tui.widgets.question import QuestionInput
 from edgemed.tui.widgets.strip import ImageStrip
@@ -55,7 +59,7 @@ class CaseScreen(ChatScreen):
         Binding("ctrl+g", "image", N_("Image")),
         Binding("f4", "beside", N_("Side by side"), show=False),
         Binding("f6", "layout", N_("Layout"), show=False),
-        Binding("escape", "back", N_("Stop/Back")),
+        Binding("escape", "back", N_("Back")),
     ]
 
     class Happened(Message):
@@ -74,6 +78,7 @@ class CaseScreen(ChatScreen):
         self._unsaid = ""
         self._side_by_side = False
         self._offered: Path | None = None
+        self._keeper: ViewKeeper | None = None
 
     def compose(self) -> ComposeResult:
         yield Static("", id="heading", markup=False)
@@ -93,6 +98,7 @@ class CaseScreen(ChatScreen):
         self.add_class(LAYOUTS[0])
         self.session = CaseSession(self.chat.store, self.chat.engines, self.case_id)
         self.chat.session = self.session
+        self._keeper = ViewKeeper(self.chat.store.save_view)
         self.query_one("#question").focus()
         self.go(self._load())
         if self.chat.options.watch is not None:
@@ -111,7 +117,8 @@ class CaseScreen(ChatScreen):
         messages = await self.offload(store.list_messages, self.case_id)
         await self.query_one(Conversation).show(messages)
         self._offer_retry(bool(messages) and (messages[-1].role == "user" or messages[-1].state != "complete"))
-        self.query_one(ImageStrip).fill(await self.offload(store.list_images, self.case_id))
+        images = await self.offload(store.list_images, self.case_id)
+        self.query_one(ImageStrip).fill(images, seen=[seen.image_id for message in messages for seen in message.images])
 
     async def _head(self) -> Case:
         case = await self.offload(self.chat.store.load_case, self.case_id)
@@ -125,11 +132,19 @@ class CaseScreen(ChatScreen):
     async def _show_image(self, image: CaseImage) -> None:
         """One image, or with F4 those that are asked about, side by side."""
         strip, grid = self.query_one(ImageStrip), self.query_one(ViewGrid)
-        images = strip.asked[:MAX_VIEWS] if self._side_by_side and len(strip.asked) > 1 else (strip.find(image.id) or image,)
-        pictures = [self.chat.guard.watch(await self.offload(self.session.picture, one)) for one in images]
+        images = strip.asked[:MAX_VIEWS] if self._side_by_side and len(strip.asked) > 1 else (strip.shown_of(image),)
+        stacks = [await self._open(one) for one in images]
         grid.set_preparation(self.chat.artifact.manifest.image if self.chat.artifact else None)
-        titles = [f"{number} {one_line(one.name)}" if len(images) > 1 else "" for number, one in enumerate(images, 1)]
-        grid.show([Shown(p, one.view, one.id, title) for p, one, title in zip(pictures, images, titles, strict=True)])
+        titles = [f"{number} {say_title(one)}" if len(images) > 1 else "" for number, one in enumerate(images, 1)]
+        # As they are looked at now, not before the files were opened: what is shown is what is asked about.
+        now = [strip.shown_of(one) for one in images]
+        grid.show([place_stack(s, strip.group_of(one.id), one, title) for s, one, title in zip(stacks, now, titles, strict=True)])
+
+    async def _open(self, image: CaseImage) -> dict[str, PictureLike]:
+        """The image and the others of its series, by their ids; only the image itself is opened now."""
+        stack = stack_of(self.query_one(ImageStrip).group_of(image.id), self.session.picture)
+        await self.offload(stack[image.id].load)
+        return {image_id: self.chat.guard.watch(picture) for image_id, picture in stack.items()}
 
     def action_beside(self) -> None:
         """The images that are asked about side by side, or one alone."""
@@ -138,16 +153,23 @@ class CaseScreen(ChatScreen):
             self.chat.say(_("Mark two to four images with Space in the list of images first."))
             return
         self._side_by_side = not self._side_by_side
-        if strip.highlighted is not None:
-            self.go(self._show_image(strip.images[strip.highlighted]), group="picture", exclusive=True)
+        if strip.current is not None:
+            self.go(self._show_image(strip.current), group="picture", exclusive=True)
 
     @on(ImageView.ViewChanged)
     def _look(self, event: ImageView.ViewChanged) -> None:
         self.query_one(ImageStrip).keep_view(event.key, event.view)
-        self.go(self._keep_view(event.key, event.view), group=f"view-{event.key}", exclusive=True)
+        if self._keeper is not None and self._keeper.put(event.key, event.view):
+            # The program's own work, which goes on when this screen is left.
+            self.app.run_worker(self._caught(self._keep_views(self._keeper)), group="views")
 
-    async def _keep_view(self, image_id: str, view: View) -> None:
-        await self.offload(self.chat.store.save_view, image_id, view)
+    async def _keep_views(self, keeper: ViewKeeper) -> None:
+        while await self.offload(keeper.save_next):
+            pass
+
+    def unsaved(self) -> Callable[[], None] | None:
+        """What a lock is to write down first."""
+        return self._keeper.rest() if self._keeper is not None else None
 
     # -- asking -------------------------------------------------------------------------------------------------------
 
@@ -181,6 +203,8 @@ class CaseScreen(ChatScreen):
             await self.offload(work)
         except EdgemedError:
             await talk.end(None)
+            if not self._unsaid:
+                self._offer_retry(True)  # the question was recorded, its answer could not be
             self._give_back()
             raise
         finally:
@@ -206,12 +230,12 @@ class CaseScreen(ChatScreen):
             self.post_message(self.Happened(event))
 
     async def on_case_screen_happened(self, message: Happened) -> None:
+        if not self.shown:
+            return
         talk, event = self.query_one(Conversation), message.event
         if isinstance(event, Said):
             self._unsaid = ""
-            await talk.end(None)
             await talk.add(event.message)
-            await talk.begin()
         elif isinstance(event, Left):
             text = ngettext(
                 "The conversation is longer than the model can hold: the oldest question and its answer were not shown to it.",
@@ -227,6 +251,7 @@ class CaseScreen(ChatScreen):
         self._answering = answering
         for bar in self.query(StatusBar):  # none, where the screen is on its way out
             bar.state = replace(bar.state, answering=answering)
+            bar.ask_engine()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Retry is offered where there is something to retry."""
@@ -264,15 +289,27 @@ class CaseScreen(ChatScreen):
     async def _choose(self) -> None:
         from edgemed.tui.screens.attach import AttachScreen
 
-        path = await self.app.push_screen_wait(AttachScreen(self.chat.options.watch))
-        if path is not None:
-            await self._take_file(path)
+        wanted = await self.app.push_screen_wait(AttachScreen(self.chat.options.watch))
+        await self._take(wanted)
+
+    async def _take(self, wanted: Wanted | None) -> None:
+        """Attach what was chosen."""
+        if isinstance(wanted, Path):
+            await self._take_file(wanted)
+        elif wanted is not None:
+            attached = await self.app.push_screen_wait(AttachingScreen(self.case_id, wanted))
+            if attached is not None:
+                await self._show_attached(attached)
 
     async def _take_file(self, path: Path) -> None:
         self.chat.say(_("Opening {name} …").format(name=one_line(path.name)))
-        attached = await self.offload(attach_file, self.chat.store, self.case_id, path)
+        await self._show_attached(await self.offload(attach_file, self.chat.store, self.case_id, path))
+
+    async def _show_attached(self, attached: Attached) -> None:
         self.query_one(ImageStrip).fill(await self.offload(self.chat.store.list_images, self.case_id), show=attached.image.id)
         await self._head()
+        if left_out := say_left_out(attached):
+            self.chat.say(left_out)
         await self._warn(attached)
 
     async def _warn(self, attached: Attached) -> None:
@@ -296,6 +333,9 @@ class CaseScreen(ChatScreen):
     async def _take_pasted(self, event: QuestionInput.PathPasted) -> None:
         if await self.offload(event.path.is_file):
             await self._take_file(event.path)
+        elif await self.offload(event.path.is_dir):
+            wanted = await self.app.push_screen_wait(FolderScreen(event.path))
+            await self._take(wanted)
         else:
             event.question.put_text(event.text)
 

@@ -28,13 +28,16 @@ class CaseListScreen(ChatScreen):
     """
     BINDINGS = [
         Binding("n", "new", N_("New")),
-        Binding("enter", "open", N_("Open"), show=False),
         Binding("r", "rename", N_("Rename")),
         Binding("d,delete", "delete", N_("Delete")),
         Binding("slash", "search", N_("Search")),
         Binding("f2", "settings", N_("Settings")),
         Binding("escape", "table", "", show=False),
     ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: list[Case] | None = None
 
     def compose(self) -> ComposeResult:
         yield Static(_("Cases"), id="heading", markup=False)
@@ -65,14 +68,19 @@ class CaseListScreen(ChatScreen):
         search = self.query_one("#search", Input).value.strip()
         cases = await self.offload(self.chat.store.list_cases, search)
         table = self.query_one(DataTable)
+        if cases != self._shown:  # rows that are taken away under a pressed key would swallow it
+            self._fill(table, cases)
+        empty = self.query_one("#empty", Static)
+        empty.update(_("No case matches.") if search else _("No cases yet. Press N to make one."))
+        empty.display = not cases
+
+    def _fill(self, table: DataTable[Text], cases: list[Case]) -> None:
+        self._shown = cases
         row = table.cursor_row
         table.clear()
         for case in cases:
             table.add_row(*_cells(case), key=case.id)
         table.move_cursor(row=min(row, max(len(cases) - 1, 0)))
-        empty = self.query_one("#empty", Static)
-        empty.update(_("No case matches.") if search else _("No cases yet. Press N to make one."))
-        empty.display = not cases
 
     @on(Input.Changed, "#search")
     def _typed(self) -> None:

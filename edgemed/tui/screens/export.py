@@ -7,6 +7,7 @@ from pathlib import Path
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
+from textual.content import Content
 from textual.widgets import Button, Checkbox, Input, Static
 
 from edgemed.core.text import one_line
@@ -23,6 +24,14 @@ KINDS = {
     "dicom": N_("DICOM, the PDF inside"),
     "sr": N_("DICOM structured report"),
 }
+
+
+class Tick(Checkbox):
+    """A box whose X is there or is not. Textual draws it always, unticked in the ground's colour: consent must not hang on colours."""
+
+    def render(self) -> Content:
+        self.BUTTON_INNER = "X" if self.value else " "
+        return super().render()
 
 
 class ExportScreen(Dialog[ExportWish]):
@@ -43,8 +52,8 @@ class ExportScreen(Dialog[ExportWish]):
             yield Static(_("It is not signed: every page will say DRAFT."), classes="text", markup=False)
         yield Input(str(Path.home()), placeholder=_("Folder"), id="folder", suggester=PathSuggester(self))
         for kind, text in KINDS.items():
-            yield Checkbox(_(text), value=kind in ("pdf", "md"), id=kind)
-        yield Checkbox(_("Name the patient in it (the patient has agreed)"), value=False, id="identity")
+            yield Tick(_(text), value=kind in ("pdf", "md"), id=kind)
+        yield Tick(_("Name the patient in it (the patient has agreed)"), value=False, id="identity")
         yield Static("", classes="problem", markup=False)
         with Horizontal(classes="buttons"):
             yield Button(_("Cancel"), id="cancel")

@@ -141,6 +141,8 @@ class ReportScreen(ChatScreen):
 
     def _set_drafting(self, drafting: bool) -> None:
         self._drafting = drafting
+        for area in self.query(TextArea):  # the draft takes the place of these texts: nobody is to type into them now
+            area.read_only = drafting or bool(self._report and self._report.signed_by)
         for bar in self.query(StatusBar):
             bar.state = replace(bar.state, answering=drafting)
         for stand in self.query("#stand").results(Static):
@@ -174,7 +176,7 @@ class ReportScreen(ChatScreen):
             await self._save()
         wish: ExportWish | None = await self.app.push_screen_wait(ExportScreen(signed=bool(self._report and self._report.signed_by)))
         if wish is not None:
-            written = await self.offload(export_report, self.session, self.chat.store, wish, language().code)
+            written = await self.offload(export_report, self.session, self.chat.store, replace(wish, language=language().code))
             names = ", ".join(one_line(path.name) for path in written)
             self.chat.say(_("Written to {folder}: {names}").format(folder=one_line(str(wish.folder)), names=names))
 

@@ -20,8 +20,8 @@ class SettingsScreen(Dialog[bool]):
 
     DEFAULT_CSS = """
     SettingsScreen .row { height: 3; }
-    SettingsScreen .row Static { width: 22; padding: 1 0; }
-    SettingsScreen .row Select, SettingsScreen .row Input { width: 1fr; }
+    SettingsScreen .row > Static { width: 22; padding: 1 0; }
+    SettingsScreen .row > Select, SettingsScreen .row > Input { width: 1fr; }
     """
 
     def compose_box(self) -> ComposeResult:

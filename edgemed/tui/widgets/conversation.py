@@ -93,9 +93,9 @@ class Conversation(VerticalScroll):
         await self.mount_all(_entry_of(message) for message in messages[-SHOWN:])
 
     async def add(self, message: Message) -> None:
-        """One more message."""
+        """One more message, above the answer that is coming: words of it may be here already."""
         await self.query(".-empty").remove()
-        await self.mount(_entry_of(message))
+        await self.mount(_entry_of(message), before=self._growing)
 
     async def note(self, text: str) -> None:
         """A line that is not part of the record."""

@@ -1,0 +1,37 @@
+"""Prepared pixels → what a tower is fed, on the device: normalised, and in training slightly moved where the recipe says so."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from edgemed.core.images import ImagePreparation
+from edgemed.finetune.recipe import OptimRecipe
+
+
+def normalise_pixels(pixels: torch.Tensor, image: ImagePreparation, moved: OptimRecipe | None) -> torch.Tensor:
+    """uint8 [n, S, S, 3] → float32 [n, 3, S, S], (x / 255 − mean) / std; first moved at random by `moved`, where given."""
+    x = pixels.permute(0, 3, 1, 2).float() / 255.0
+    if moved is not None:
+        x = move_images(x, moved, torch.tensor(image.pad_colour) / 255.0)
+    mean = torch.tensor(image.mean, device=x.device).view(1, 3, 1, 1)
+    std = torch.tensor(image.std, device=x.device).view(1, 3, 1, 1)
+    return (x - mean) / std
+
+
+def move_images(x: torch.Tensor, optim: OptimRecipe, fill: torch.Tensor) -> torch.Tensor:
+    """float [n, 3, S, S] → the same, each image rotated, scaled and shifted at random within the recipe; outside is `fill`."""
+    if not (optim.rotate_deg or optim.scale or optim.shift):
+        return x
+    n = x.shape[0]
+
+    def uniform(limit: float) -> torch.Tensor:
+        return (torch.rand(n, device=x.device) * 2 - 1) * limit
+
+    angle, zoom = uniform(math.radians(optim.rotate_deg)), 1 + uniform(optim.scale)
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    theta = torch.stack([torch.stack([cos, -sin, uniform(2 * optim.shift)], 1), torch.stack([sin, cos, uniform(2 * optim.shift)], 1)], 1)
+    grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
+    colour = fill.to(x.device).view(1, 3, 1, 1)
+    return torch.nn.functional.grid_sample(x - colour, grid, align_corners=False) + colour
