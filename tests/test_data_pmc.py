@@ -24,6 +24,7 @@ from edgemed.core.errors import DatasetError, ResourceError
 from edgemed.core.filelock import FileLock
 from edgemed.data import archive as archive_module
 from edgemed.data import download as download_module
+from edgemed.data import pmc
 from edgemed.data.archive import ArchiveDamaged, Limits, extract_figures
 from edgemed.data.pmc import FetchReport, FetchSettings, fetch, missing_of, read_url_list, wanted_ids
 from tests.pmc_server import PmcServer
@@ -189,6 +190,17 @@ def test_a_body_without_a_length_that_is_cut_is_a_damaged_archive(tmp_path: Path
     report = run(path, out)
     assert "archive is damaged" in report.failed["0_F0"] and leftovers(out) == []
     assert run(path, out).counts["new"] == 2
+
+
+def test_an_archive_left_by_a_kill_after_its_last_figure_goes(tmp_path: Path, server: PmcServer) -> None:
+    path, out = write_list(tmp_path, server, range(2)), tmp_path / "images"
+    plan = read_url_list(path)
+    run(path, out)
+    part = pmc._Fetch(plan, out, FetchSettings(), None)._part(plan.archives[0])
+    for left in (part, part.with_name(part.name + ".etag"), part.with_name("another-lists.tar.gz.part")):
+        left.write_bytes(b"x")
+    assert run(path, out).counts["here before"] == 4
+    assert leftovers(out) == ["another-lists.tar.gz.part"]
 
 
 def test_a_killed_run_goes_on(tmp_path: Path, server: PmcServer) -> None:

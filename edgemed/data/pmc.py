@@ -155,6 +155,7 @@ class _Fetch:
         state = self.folder / STATE_NAME
         drop_cut_line(state)
         todo = list(self._open())
+        self._clear({archive.url for archive in todo})
         with ThreadPoolExecutor(self.settings.jobs) as pool:
             left = iter(todo)
             running: dict[Future[_Result], Archive] = {}
@@ -195,12 +196,25 @@ class _Fetch:
             if left:
                 yield Archive(archive.url, tuple(left))
 
+    def _part(self, archive: Archive) -> Path:
+        """Where an archive is downloaded to."""
+        digest = hashlib.sha256(self._address(archive.url).encode()).hexdigest()
+        return self.folder / ".archives" / f"{digest[:24]}.tar.gz.part"
+
+    def _clear(self, wanted: set[str]) -> None:
+        """Remove archives whose figures are all out: a run may be killed between the last of them and its archive."""
+        with os_errors(self.folder):
+            here = set((self.folder / ".archives").glob("*.part"))
+        for archive in self.plan.archives if here else ():
+            if archive.url not in wanted and (part := self._part(archive)) in here:
+                discard(part)
+
     def _archive(self, archive: Archive) -> _Result:
         """In a job: download, take out, delete."""
         if self.stop.is_set():
             return _Result()
         url = self._address(archive.url)
-        part = self.folder / ".archives" / f"{hashlib.sha256(url.encode()).hexdigest()[:24]}.tar.gz.part"
+        part = self._part(archive)
         ids = [pair_id for pair_id, _ in archive.figures]
         try:
             outcome = download(url, part, self.settings.limits.archive_bytes, self.stop)
