@@ -133,7 +133,7 @@ def test_predictions_pair_by_id(samples: list[Sample], tmp_path: Path) -> None:
     [
         (['{"question_id": "s-0", "text": "x"}'], "11 without one"),
         ([json.dumps({"question_id": f"s-{k}", "text": "x"}) for k in range(13)], "1 for other questions"),
-        ([json.dumps({"question_id": f"t-{k}", "text": "x"}) for k in range(12)], "12 without one"),
+        ([json.dumps({"question_id": f"t-{k}", "text": "x"}) for k in range(12)], r"other questions \(t-0, t-1"),
         (['{"question_id": "s-0", "text": "x"}'] * 2, "found s-0 more than once"),
         (['{"question_id": "s-0"}'], "question_id and text in line 1"),
         (['{"question_id": "s-0", "text": 3}'], "question_id and text in line 1"),
