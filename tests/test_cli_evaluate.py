@@ -23,6 +23,9 @@ from edgemed.cli import run
 from edgemed.core.calibration import CALIBRATION_NAME, load_calibration
 from edgemed.core.identity import identify_model
 from edgemed.core.manifest import load_artifact
+from edgemed.data import load_samples
+from edgemed.evaluation.runner import run as run_questions
+from edgemed.evaluation.targets import EngineTarget
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, EACH = 12, 3
@@ -102,6 +105,16 @@ def test_calibration_is_left_beside_the_manifest(artifact: Path, slake: Path, sa
     assert calibration.split_sha256 == document["results"][0]["samples_sha256"] and calibration.questions == IMAGES * EACH
     assert calibration.method in ("score", "platt", "isotonic") and calibration.risk == 0.1
     (artifact / CALIBRATION_NAME).unlink()
+
+
+def test_engines_side_by_side_answer_as_one_does(artifact: Path, slake: Path) -> None:
+    samples, loaded = load_samples("slake", slake, "validate"), load_artifact(artifact)
+    replies = []
+    for workers in (1, 2):
+        with EngineTarget(loaded, threads=1, workers=workers) as target:
+            assert target.parallel == len(set(target.pids)) == workers
+            replies.append([(r.text, r.tokens, r.score) for r in run_questions(target, samples)])
+    assert replies[0] == replies[1] and len({score for _, _, score in replies[0]}) > 1
 
 
 def predictions(folder: Path) -> Path:

@@ -103,8 +103,9 @@ def pair(samples: Sequence[Sample], rows: Sequence[Prediction]) -> list[Predicti
     found = {row.question_id: row for row in rows}
     wanted = [sample.id for sample in samples]
     # SLAKE's and others' own ids are bare numbers; ours name the set first.
-    if not found.keys() & set(wanted):
-        found = {_full_id(wanted, id): row for id, row in found.items()}
+    named = {_full_id(wanted, id): row for id, row in found.items()}
+    if not found.keys() & set(wanted) and named.keys() & set(wanted):
+        found = named
     missing = [id for id in wanted if id not in found]
     other = sorted(found.keys() - set(wanted))
     if missing or other:
