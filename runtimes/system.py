@@ -21,8 +21,8 @@ def physical_cores() -> int:
 def keep_freed_memory() -> bool:
     """Have glibc reuse large blocks instead of mapping new ones, whose pages the system must clear first; whether it will.
 
-    An image's rows go through several buffers of megabytes: 2,700 page faults an image became 900 (docs/LOG.md, 2026-11-22). Costs
-    some main memory, so it is for engines whose model lies on a GPU.
+    An image's rows go through several buffers of megabytes: about 2,700 page faults an image became about 900 on a CPU; not measured
+    on a GPU yet (docs/LOG.md, 2026-11-22). Costs some main memory, so it is for engines whose model lies on a GPU.
     """
     if not sys.platform.startswith("linux"):
         return False
