@@ -3,6 +3,7 @@
     python -m bench.finetune_gpu align OUT          # samples/s of the align stage with cached features and without
     python -m bench.finetune_gpu instruct OUT       # samples/s and model FLOPs utilisation, ours and HF's Trainer as the seed uses it
     python -m bench.finetune_gpu lora OUT           # a LoRA while ballast leaves 6 GB of the GPU's memory
+    python -m bench.finetune_gpu sharded OUT        # losses of all GPUs with FSDP beside one's: tiny shapes, float32, torchrun
     python -m bench.finetune_gpu instruct OUT --toy # a dry run on any machine
 
 The model is TinyLLaVA-1.5B's shape with random weights (bench/full_width.py), the data are made: conversations of one to five rounds of
@@ -24,7 +25,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -235,8 +236,9 @@ def llm_flops(llm: Llm, tokens: int, logits: int) -> float:
 
 def bench_align(out: Path, size: Size) -> list[Speed]:
     """Without cached features, then with them."""
-    plain = make_recipe(out, size, "align-plain", "align", {})
-    cached = make_recipe(out, size, "align-cached", "align", {}, features={"folder": out / "features"})
+    optim = {"compile": torch.cuda.is_available()}
+    plain = make_recipe(out, size, "align-plain", "align", optim)
+    cached = make_recipe(out, size, "align-cached", "align", optim, features={"folder": out / "features"})
     return [
         run_ours(out, size, "align, tower at each step", plain, True),
         run_ours(out, size, "align, cached features", cached, False),
@@ -247,7 +249,7 @@ def bench_instruct(out: Path, size: Size) -> list[Speed]:
     """The seed's recipe, then ours."""
     seed = make_recipe(out, size, "seed", "instruct", {})
     cached = {"features": {"folder": out / "features"}}
-    ours = make_recipe(out, size, "instruct", "instruct", {"group_by_length": True}, **cached)
+    ours = make_recipe(out, size, "instruct", "instruct", {"group_by_length": True, "compile": torch.cuda.is_available()}, **cached)
     return [run_seed(out, size, seed), run_ours(out, size, "edgemed finetune instruct", ours, False)]
 
 
@@ -289,22 +291,51 @@ class Ballast:
             self.process.wait()
 
 
+def bench_sharded(out: Path, processes: int) -> int:
+    """The same 20 steps in one process and, sharded, in `processes`; the exit code is 1 where a loss differs by more than 1e-4."""
+    losses = {}
+    for count in (1, processes):
+        name = f"sharded-{count}"
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "-m", "bench.finetune_gpu", name, str(out)]
+        subprocess.run([sys.executable, *command], check=True)
+        losses[count] = [e["loss"] for e in json.loads((out / name / "run.json").read_text())["loss"]]
+    apart = max(abs(a - b) / abs(a) for a, b in zip(losses[1], losses[processes], strict=True))
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    print_table(device, ("processes", "first loss", "last loss"), [(str(n), f"{x[0]:.6f}", f"{x[-1]:.6f}") for n, x in losses.items()])
+    print(json.dumps({"what": "sharded", "device": device, "processes": processes, "losses": losses, "largest_relative_difference": apart}))
+    return int(apart > 1e-4)
+
+
+def run_sharded(out: Path, name: str) -> None:
+    """What torchrun starts: `name` ends in the number of processes."""
+    optim = {"bf16": False, "sharding": not name.endswith("-1"), "projector_rate": 1e-3, "llm_rate": 1e-3}
+    stage.train(make_recipe(out, replace(SMALL, steps=20), name, "instruct", optim, save_dtype="float32"))
+
+
 BENCHES: dict[str, Callable[[Path, Size], list[Speed]]] = {"align": bench_align, "instruct": bench_instruct, "lora": bench_lora}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=list(BENCHES))
+    parser.add_argument("what", help=", ".join([*BENCHES, "sharded"]))
     parser.add_argument("out", type=Path, help="model, data and features are made here, and found again")
     parser.add_argument("--toy", action="store_true", help="tiny shapes: a dry run")
     parser.add_argument("--rows-at-once", type=int, help="rows of one micro-batch")
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--model", choices=("tiny", "small"), default="tiny", help="TinyLLaVA-1.5B, or SmolLM2-135M under its tower")
     args = parser.parse_args()
-    size = SMALL if args.toy else FULL
-    own = {"at_once": args.rows_at_once, "steps": args.steps}
+    sharded = args.what.startswith("sharded")
+    if args.what not in BENCHES and not sharded:
+        parser.error(f"expected one of {', '.join(BENCHES)} and sharded, found {args.what}")
+    size = SMALL if args.toy or sharded else FULL
+    own = {"at_once": args.rows_at_once, "steps": args.steps, "model": None if size is SMALL else MODELS[args.model]}
     size = Size(**{**size.__dict__, **{k: v for k, v in own.items() if v}})
     out = args.out.resolve()
+    if args.what.startswith("sharded-"):
+        return run_sharded(out, args.what)
     make_material(out, size)
+    if sharded:
+        sys.exit(bench_sharded(out, max(2, torch.cuda.device_count())))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     speeds = BENCHES[args.what](out, size)
     rows = [

@@ -80,6 +80,7 @@ CLIP_224 = Tower("clip", 24, 1024, 4096, 16, 224)
 MODELS = {
     "tiny": Model(Llm("llama", 22, 2048, 5632, 32, 4, 32000), SIGLIP, -1),
     "med": Model(Llm("mistral", 32, 4096, 14336, 32, 8, 32000), CLIP_336, -2),
+    "small": Model(Llm("llama", 30, 576, 1536, 9, 3, 49152), SIGLIP, -1),  # SmolLM2-135M: a tower three times its language model
     "siglip": Model(_short(2048), SIGLIP, -1),
     "clip336": Model(_short(4096), CLIP_336, -2),
     "clip224": Model(_short(4096), CLIP_224, -2, linear=True),

@@ -1,13 +1,18 @@
 """Trains edgemed-demo on one data-centre GPU: SmolLM2-135M-Instruct + a DINOv2 tower in SigLIP form + a two-layer projector.
 
-    python -m bench.train_demo --base BASE --tower DIR --data DIR --out DIR --variant a:140 --variant b:300
+    python -m bench.train_demo --base BASE --tower DIR --data DIR --out DIR --image-size 336 --develop --variant a:140 --variant b:300
 
-BASE is the LLM as an HF checkpoint, or a folder that holds its config and tokenizer with `--gguf FILE` for the weights. Both stages are
-`edgemed finetune`'s own, run in this process, since importing torch three times costs a lent machine half a minute. A variant is a
-name, seconds and recipe keys (`b:300,optim.llm_rate=4e-4`); all start from one alignment. Each is scored on SLAKE validate: share
-of questions whose every answer token is the model's first choice given those before it, which for closed questions is the accuracy
-of greedy decoding; with the weights rounded to 4 bits too, and blank. OUT/NAME gets adapter, tower and
-projector in fp16 and run.json; `--assemble OUT/NAME` makes the stage's checkpoint from them.
+BASE is the LLM as an HF checkpoint, or a folder that holds its config and tokenizer with `--gguf FILE` for the weights. All three
+stages are `edgemed finetune`'s own, run in this process, since importing torch three times costs a lent machine half a minute: align
+on descriptions that bench/demo_sets.py makes from the sets' answers, instruct on conversations made of them (a LoRA begins), vqa on
+the sets themselves (the LoRA goes on). A variant is a name, seconds and recipe keys (`b:300,optim.llm_rate=4e-4`) of the last stage;
+all start from one instruct stage.
+
+A fifth of the images of VQA-RAD and of PathVQA, and SLAKE's validation split, are for reporting and never trained on. `--develop`
+keeps more images back and scores on those instead, so that choices are not made on what is reported. A score is the share of
+questions whose every answer token is the model's first choice given those before it, which for closed questions is the accuracy of
+greedy decoding; with the weights rounded to 4 bits too, and blank. OUT/NAME gets adapter, tower and projector in fp16 and run.json;
+`--assemble OUT/NAME` makes the stage's checkpoint from them.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +29,27 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.demo_sets import build_sets
 from edgemed.core.contract import count_image_tokens
 from edgemed.core.conversation import find_template
-from edgemed.data import load_samples
+from edgemed.data import load_named, parse_dataset
 from edgemed.finetune import stage
+from edgemed.finetune.augment import normalise_pixels
 from edgemed.finetune.examples import IGNORE, Collator, Examples
 from edgemed.finetune.export import save_checkpoint
 from edgemed.finetune.model import load_model
-from edgemed.finetune.recipe import Recipe
+from edgemed.finetune.recipe import DataRecipe, Recipe
 from edgemed.finetune.rounding import LoraRounding
+from edgemed.finetune.stage import load_set
 
 BEGIN = time.monotonic()
-IMAGE = {"size_px": 224, "mode": "pad", "pad_colour": [0, 0, 0], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+IMAGE = {"mode": "pad", "pad_colour": [0, 0, 0], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+# Set, split and share: what is reported, and what choices are made by.
+REPORTED = ("slake:validate", "vqa-rad:all@1/5", "pathvqa:train@1/5")
+DEVELOP = ("slake:train@1/6", "vqa-rad:all@2/10", "pathvqa:train@2/20")
+SETS = ({"name": "slake", "repeat": 3}, {"name": "vqa-rad", "split": "all", "repeat": 3}, {"name": "pathvqa", "split": "train"})
+HELD = {"vqa-rad": ["1/5"], "pathvqa": ["1/5"]}
+HELD_TO_DEVELOP = {"slake": ["1/6"], "vqa-rad": ["1/5", "2/10"], "pathvqa": ["1/5", "2/20"]}
 
 
 def log(*what: object) -> None:
@@ -73,37 +88,50 @@ def write_base(gguf_path: Path, out: Path) -> None:
 
 
 class Probe:
-    """Teacher-forced scores on a split, as one batch after another of single questions."""
+    """Teacher-forced scores on sets named as `edgemed eval --dataset` names them; up to eight questions share an image."""
 
-    def __init__(self, data: Path, recipe: Recipe, tokenizer: Any, config: Any, limit: int | None) -> None:
-        self.samples = [s for s in load_samples("slake", data / "slake", "validate") if s.answer_type in ("closed", "open")][:limit]
+    def __init__(self, data: Path, names: Sequence[str], recipe: Recipe, tokenizer: Any, config: Any, limit: int | None) -> None:
         tower = config.vision_config
         tokens = count_image_tokens(tower.image_size, tower.patch_size, tower.model_type, config.vision_feature_select_strategy)
         template = find_template(recipe.template)
-        self.examples = Examples([(self.samples, 1)], tokenizer, template, recipe.image, config.image_token_id, tokens, 2048, True)
+        self.sets: dict[str, tuple[dict[str, str], Examples]] = {}
+        for name in names:
+            found = load_named(parse_dataset(f"{name}={data / name.split(':')[0]}", "train"))
+            samples = [s for s in found if s.answer_type in ("closed", "open")][:limit]
+            limits = recipe.image, config.image_token_id, tokens, recipe.max_tokens, recipe.capitalise, 8
+            self.sets[name] = {s.id: s.answer_type for s in samples}, Examples([(samples, 1)], tokenizer, template, *limits)
         self.collate = Collator(tokenizer.pad_token_id or 0)
         self.recipe = recipe
 
-    def score(self, model: Any, blank: bool = False, batch: int = 96) -> dict[str, float]:
-        """Percent of closed and of open questions whose every answer token is the first choice."""
-        device, training = next(model.parameters()).device, model.training
+    def score(self, model: Any, blank: bool = False) -> dict[str, dict[str, float]]:
+        """Of each set the percentages of closed and of open questions whose every answer token is the first choice."""
+        training = model.training
         model.eval()
-        mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (self.recipe.image.mean, self.recipe.image.std))
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            out = {name: self._score(model, kinds, examples, blank) for name, (kinds, examples) in self.sets.items()}
+        model.train(training)
+        return out
+
+    def _score(self, model: Any, kinds: dict[str, str], examples: Examples, blank: bool, batch: int = 24) -> dict[str, float]:
+        device = next(model.parameters()).device
         right: dict[str, list[bool]] = {"closed": [], "open": []}
-        for start in range(0, len(self.samples), batch):
-            inputs = self.collate([self.examples[i] for i in range(start, min(start + batch, len(self.samples)))])
-            inputs = {k: v.to(device) for k, v in inputs.items()}
-            labels, pixels = inputs.pop("labels"), inputs.pop("pixels").permute(0, 3, 1, 2).float() / 255
+        for start in range(0, len(examples), batch):
+            items = [examples[i] for i in range(start, min(start + batch, len(examples)))]
+            inputs = {k: v.to(device) for k, v in self.collate(items).items()}
+            labels = inputs.pop("labels")
+            shown = normalise_pixels(inputs.pop("pixels"), self.recipe.image, None)
+            if blank:
+                shown = normalise_pixels(torch.zeros_like(shown, dtype=torch.uint8).permute(0, 2, 3, 1), self.recipe.image, None)
             first = max(1, int((labels != IGNORE).any(0).int().argmax()))
             keep = torch.arange(first - 1, labels.shape[1] - 1, device=device)
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                shown = ((pixels * 0 if blank else pixels) - mean) / std
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 choice = model(**inputs, pixel_values=shown, logits_to_keep=keep).logits.argmax(-1)
             wanted = labels[:, first:]
-            exact = ((choice == wanted) | (wanted == IGNORE)).all(1).tolist()
-            for sample, hit in zip(self.samples[start : start + batch], exact, strict=True):
-                right[sample.answer_type].append(hit)
-        model.train(training)
+            hits = ((choice == wanted) | (wanted == IGNORE)).tolist()
+            for (row, _), hit in zip(items, hits, strict=True):
+                bounds = [*(row.starts or (first,)), labels.shape[1]]
+                for name, begin, end in zip(row.names, bounds, bounds[1:], strict=False):
+                    right[kinds[name]].append(all(hit[max(0, begin - first) : end - first]))
         return {k: round(100 * sum(v) / max(1, len(v)), 1) for k, v in right.items()}
 
 
@@ -134,7 +162,9 @@ def assemble(parts: Path, base: Path, tower: Path, out: Path) -> None:
     run = json.loads((parts / "run.json").read_text())
     join = {**run["join"], "llm": base, "tower": tower}
     optim = {**run["recipe"]["optim"], "bf16": False}
-    recipe = Recipe.model_validate({**run["recipe"], "model": None, "join": join, "output": out, "save_dtype": "float32", "optim": optim})
+    lora = {**run["recipe"]["lora"], "adapter": None}  # the whole of it is in PARTS
+    own = {"model": None, "join": join, "output": out, "save_dtype": "float32", "optim": optim, "lora": lora}
+    recipe = Recipe.model_validate({**run["recipe"], **own})
     model, tokenizer = load_model(recipe)
     set_peft_model_state_dict(model, {k: v.float() for k, v in load_file(parts / "adapter_model.safetensors").items()})
     vision = {k: v.float() for k, v in load_file(parts / "vision.safetensors").items()}
@@ -151,29 +181,91 @@ def parse_variant(text: str) -> tuple[str, float, dict[str, Any]]:
 
 
 def merge_keys(recipe: dict[str, Any], keys: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with 'part.key' or 'key' set."""
+    """The recipe with 'part.key', 'part.number.key' or 'key' set."""
     merged = json.loads(json.dumps(recipe, default=str))
     for key, value in keys.items():
         *path, last = key.split(".")
         place = merged
         for part in path:
-            place = place[part]
+            place = place[int(part) if isinstance(place, list) else part]
         place[last] = value
     return dict(merged)
 
 
+def stages(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The recipes of align, instruct and vqa, as tables."""
+    data, out = args.data.resolve(), args.out.resolve()
+    held = HELD_TO_DEVELOP if args.develop else HELD
+    sets = [{**entry, "path": data / entry["name"], "hold_out": held.get(entry["name"], [])} for entry in SETS]
+    loaded = {entry["name"]: load_set(DataRecipe.model_validate(entry)) for entry in sets}
+    log("rows", {name: len(samples) for name, samples in loaded.items()}, build_sets(loaded, data / "made"))
+    captions, conversations = ({"name": "llava", "path": data / "made" / f"{kind}.json"} for kind in ("captions", "conversations"))
+    # minutes of a hired machine are for training, not for checkpoints
+    optim: dict[str, Any] = {
+        "workers": 0 if args.cpu else 8,
+        "bf16": not args.cpu,
+        "save_steps": 0,
+        "batch_size": args.batch_size,
+        "warmup_ratio": 0.12 if args.compile else 0.05,  # by time, of which compiling takes half a minute
+        "max_steps": args.max_steps,
+        "compile": args.compile,
+    }
+    common: dict[str, Any] = {
+        "template": "chatml",
+        "capitalise": True,
+        "save_dtype": "float32",
+        "image": IMAGE | {"size_px": args.image_size},
+        "max_tokens": 2048,
+        "pack": args.pack,
+        "seed": args.seed,
+    }
+    join = {
+        "llm": args.base,
+        "tower": args.tower,
+        "image_token": "<filename>",
+        "feature_layer": -2,
+        "tower_activation": "gelu_pytorch_tanh",
+        "image_size_px": args.image_size,
+    }
+    moved = {"rotate_deg": 8.0, "scale": 0.08, "shift": 0.04}
+    lora = {"rank": args.rank, "alpha": args.rank, "dropout": 0.05}
+    learning = {"projector_rate": 3e-4, "llm_rate": 8e-4, "tower_rate": 5e-5, "weight_decay": 0.01}
+    align = {"optim": optim | {"projector_rate": 2e-3, "max_minutes": args.align_seconds / 60}, "data": [captions], "join": join}
+    instruct = {
+        "optim": optim | moved | {"projector_rate": 3e-4, "llm_rate": 8e-4, "max_minutes": args.instruct_seconds / 60},
+        "data": [conversations, captions],
+        "model": out / "align",
+        "lora": lora,
+    }
+    vqa = {
+        "optim": optim | moved | learning,
+        "data": [*sets, captions],
+        "model": out / "instruct",
+        "lora": lora | {"rounding": 1.0, "adapter": out / "instruct" / "adapter"},
+    }
+    tables = {"align": align, "instruct": instruct, "vqa": vqa}
+    return {name: {**common, **table, "stage": name, "output": out / name} for name, table in tables.items()}
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--gguf", type=Path, help="write BASE/model.safetensors from this file first")
     parser.add_argument("--tower", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="folder with slake/, vqa-rad/, pathvqa/")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--assemble", type=Path, metavar="PARTS", help="make the checkpoint OUT from a variant's parts, and stop")
-    parser.add_argument("--align-steps", type=int, default=100)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--align-seconds", type=float, default=20)
+    parser.add_argument("--instruct-seconds", type=float, default=40)
     parser.add_argument("--variant", action="append", default=[], help="name:seconds[,key=value…]")
+    parser.add_argument("--develop", action="store_true", help="keep images back to choose by, and leave those that are reported alone")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--pack", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--max-steps", type=int, default=20_000)
+    parser.add_argument("--compile", action="store_true", help="torch.compile of the blocks")
     parser.add_argument("--eval-limit", type=int)
     parser.add_argument("--cpu", action="store_true", help="no bf16: a dry run")
     args = parser.parse_args()
@@ -183,74 +275,39 @@ def main() -> None:
     if args.assemble:
         assemble(args.assemble, args.base, args.tower, args.out)
         return
-    out, data = args.out.resolve(), args.data.resolve()
-    # minutes of a hired machine are for training, not for checkpoints
-    workers = {"workers": 0 if args.cpu else 4, "bf16": not args.cpu, "save_steps": 0}
-    common: dict[str, Any] = {
-        "template": "chatml",
-        "capitalise": True,
-        "save_dtype": "float16",
-        "image": IMAGE,
-        "max_tokens": 1024,
-        "pack": args.pack,
-        "seed": 1,
-        "data": [
-            {"name": "slake", "path": str(data / "slake"), "repeat": 3},
-            {"name": "vqa-rad", "path": str(data / "vqa-rad"), "split": "all", "repeat": 2},
-            {"name": "pathvqa", "path": str(data / "pathvqa")},
-        ],
-    }
-    join = {
-        "llm": str(args.base),
-        "tower": str(args.tower),
-        "image_token": "<filename>",
-        "feature_layer": -2,
-        "tower_activation": "gelu_pytorch_tanh",
-    }
-    schedule = {"max_steps": args.align_steps, "warmup_ratio": 0.05, "projector_rate": 2e-3}
-    align = Recipe.model_validate(
-        {**common, "stage": "align", "output": out / "align", "join": join, "optim": {"batch_size": args.batch_size, **workers, **schedule}}
-    )
-    stage.train(align)
-    log("aligned")
-    vqa = {
-        **common,
-        "stage": "vqa",
-        "model": str(out / "align"),
-        "lora": {"rank": 32, "alpha": 32, "dropout": 0.05, "rounding": 0.5},
-        "optim": {
-            **workers,
-            "batch_size": args.batch_size,
-            "projector_rate": 3e-4,
-            "llm_rate": 8e-4,
-            "tower_rate": 5e-5,
-            "weight_decay": 0.01,
-            "warmup_ratio": 0.05,
-            "rotate_deg": 8.0,
-            "scale": 0.08,
-            "shift": 0.04,
-            "max_steps": 6000,
-        },
-    }
-    for text in args.variant:
-        name, seconds, keys = parse_variant(text)
-        recipe = Recipe.model_validate(merge_keys({**vqa, "output": str(out / name)}, {**keys, "optim.max_minutes": seconds / 60}))
-
-        def save(recipe: Recipe, model: Any, tokenizer: Any, run: dict[str, Any], name: str = name) -> None:
-            losses = [round(e["loss"], 3) for e in run["loss"]]
-            log(name, run["steps"], "steps", run["steps_per_s"], "a second; loss", losses[:: max(1, len(losses) // 12)])
-            probe = Probe(data, recipe, tokenizer, model.get_base_model().config, args.eval_limit)
-            run["join"], run["probe"] = join, {"exact": probe.score(model), "blank": probe.score(model, blank=True)}
-            rounding = LoraRounding(model)
-            rounding.apply(True)
-            run["probe"]["rounded"] = probe.score(model)
-            rounding.apply(False)
-            log(name, run["probe"])
-            save_parts(out / name, recipe, model, run)
-
-        stage.train(recipe, save=save)
-        shutil.rmtree(out / name / "trainer", ignore_errors=True)
+    recipes = stages(args)
+    for name in ("align", "instruct"):
+        stage.train(Recipe.model_validate(recipes[name]))
         log(name, "done")
+    for text in args.variant:
+        train_variant(args, recipes, text)
+
+
+def train_variant(args: argparse.Namespace, recipes: dict[str, dict[str, Any]], text: str) -> None:
+    """The last stage with a variant's keys, scored and saved in parts."""
+    name, seconds, keys = parse_variant(text)
+    out = args.out.resolve() / name
+    recipe = Recipe.model_validate(merge_keys({**recipes["vqa"], "output": out}, {**keys, "optim.max_minutes": seconds / 60}))
+
+    def save(recipe: Recipe, model: Any, tokenizer: Any, run: dict[str, Any]) -> None:
+        losses = [round(e["loss"], 3) for e in run["loss"]]
+        log(name, run["steps"], "steps in", seconds, "s; loss", losses[:: max(1, len(losses) // 12)])
+        asked = DEVELOP if args.develop else REPORTED
+        probe = Probe(args.data, asked, recipe, tokenizer, model.get_base_model().config, args.eval_limit)
+        rounding = LoraRounding(model)
+        rounding.apply(True)
+        run["probe"] = {"rounded": probe.score(model)}
+        log(name, "rounded", run["probe"]["rounded"])
+        rounding.apply(False)
+        run["probe"] |= {"exact": probe.score(model), "blank": probe.score(model, blank=True)}
+        log(name, run["probe"])
+        run["join"] = json.loads(json.dumps(recipes["align"]["join"], default=str))
+        run["stages"] = {stage: json.loads((args.out / stage / "run.json").read_text()) for stage in ("align", "instruct")}
+        save_parts(out, recipe, model, run)
+
+    stage.train(recipe, save=save)
+    shutil.rmtree(out / "trainer", ignore_errors=True)
+    log(name, "done")
 
 
 if __name__ == "__main__":

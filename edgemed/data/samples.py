@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ class Sample:
     """A conversation with at most one image. Question and answer are those of the last round.
 
     `modality` and `organ` are the set's own words, empty where it has none; so is `native_type`, from which `answer_type` was read.
+    `mirrored`: the image is meant left to right (`mirror`).
     """
 
     id: str
@@ -28,6 +30,7 @@ class Sample:
     modality: str = ""
     organ: str = ""
     native_type: str = ""
+    mirrored: bool = False
 
     @property
     def question(self) -> str:
@@ -41,6 +44,27 @@ class Sample:
     def single(cls, id: str, image: Path | None, question: str, answer: str, answer_type: AnswerType, **facts: str) -> Sample:
         """A sample of one round; `facts` are modality, organ and native_type."""
         return cls(id, image, (Turn("user", question, images=1 if image else 0), Turn("assistant", answer)), answer_type, **facts)
+
+
+_SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_OTHER = {"left": "right", "right": "left"}
+
+
+def swap_sides(text: str) -> str:
+    """Left for right and right for left, in the case that each is written in."""
+
+    def other(found: re.Match[str]) -> str:
+        word = found[0]
+        swapped = _OTHER[word.lower()]
+        return swapped.upper() if word.isupper() else swapped.capitalize() if word[0].isupper() else swapped
+
+    return _SIDES.sub(other, text)
+
+
+def mirror(sample: Sample) -> Sample:
+    """The sample about its image seen in a mirror."""
+    turns = tuple(replace(turn, text=swap_sides(turn.text)) for turn in sample.turns)
+    return replace(sample, id=f"{sample.id}-mirrored", turns=turns, mirrored=not sample.mirrored)
 
 
 def hash_samples(samples: Iterable[Sample]) -> str:

@@ -3,8 +3,9 @@
     name = parse_dataset("vqa-rad:all@1/5=../vqa-rad", split="validate")      # DatasetName("vqa-rad", Path, "all", (1, 5))
     samples = load_named(name)
 
-`@1/5` is the first of five parts of the images, told apart by a hash of the image's name: VQA-RAD's official split shares nearly all of its
-test images with training, so that it must be split anew. Knows no pixels: one image under two names can be on both sides.
+`@1/5` is the first of five parts of the images, told apart by a hash of the image's name (with its folder's, in sets such as SLAKE that
+have a folder an image): VQA-RAD's official split shares nearly all of its test images with training, so that it must be split anew.
+Knows no pixels: one image under two names can be on both sides.
 """
 
 from __future__ import annotations
@@ -42,10 +43,16 @@ def parse_dataset(text: str, split: str) -> DatasetName:
     found = _NAMED.fullmatch(text)
     if found is None:
         raise InputError(f"Expected --dataset NAME=PATH, found '{text}'.", "For example: slake=../slake, or vqa-rad:all@1/5=../vqa-rad")
-    part = (int(found["part"]), int(found["parts"])) if found["part"] else None
-    if part and not 1 <= part[0] <= part[1]:
-        raise InputError(f"Expected a part from 1 to {part[1]}, found {part[0]}.", "Write @1/5 for the first fifth of the images.")
+    part = parse_part(f"{found['part']}/{found['parts']}") if found["part"] else None
     return DatasetName(found["name"], Path(found["path"]), found["split"] or split, part)
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """'1/5' → (1, 5), the first of five parts. Raises InputError."""
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise InputError(f"Expected a share such as 1/5, found '{text}'.", "Write 1/5 for the first fifth of the images.")
+    return int(part), int(parts)
 
 
 def load_named(dataset: DatasetName) -> list[Sample]:
@@ -56,8 +63,23 @@ def load_named(dataset: DatasetName) -> list[Sample]:
 
 def take_part(samples: Sequence[Sample], part: int, parts: int) -> list[Sample]:
     """The samples whose images are in the `part`-th (from 1) of `parts`."""
-    return [s for s in samples if _number(s) % parts == part - 1]
+    return [s for s, number in zip(samples, _numbers(samples), strict=True) if number % parts == part - 1]
 
 
-def _number(sample: Sample) -> int:
-    return int.from_bytes(hashlib.sha256((sample.image.name if sample.image else sample.id).encode()).digest()[:8], "big")
+def leave_out(samples: Sequence[Sample], parts: Sequence[str]) -> list[Sample]:
+    """The samples whose images are in none of the parts ('1/5'). Raises InputError."""
+    held = [parse_part(part) for part in parts]
+    numbered = zip(samples, _numbers(samples), strict=True)
+    return [s for s, number in numbered if all(number % of != part - 1 for part, of in held)]
+
+
+def _numbers(samples: Sequence[Sample]) -> list[int]:
+    paths = {s.image for s in samples if s.image}
+    folders = len({path.name for path in paths}) < len(paths)
+    return [_number(s, folders) for s in samples]
+
+
+def _number(sample: Sample, folders: bool) -> int:
+    image = sample.image
+    name = sample.id if image is None else f"{image.parent.name}/{image.name}" if folders else image.name
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

@@ -14,10 +14,22 @@ def normalise_pixels(pixels: torch.Tensor, image: ImagePreparation, moved: Optim
     """uint8 [n, S, S, 3] → float32 [n, 3, S, S], (x / 255 − mean) / std; first moved at random by `moved`, where given."""
     x = pixels.permute(0, 3, 1, 2).float() / 255.0
     if moved is not None:
-        x = move_images(x, moved, torch.tensor(image.pad_colour) / 255.0)
+        x = move_images(change_light(x, moved), moved, torch.tensor(image.pad_colour) / 255.0)
     mean = torch.tensor(image.mean, device=x.device).view(1, 3, 1, 1)
     std = torch.tensor(image.std, device=x.device).view(1, 3, 1, 1)
     return (x - mean) / std
+
+
+def change_light(x: torch.Tensor, optim: OptimRecipe) -> torch.Tensor:
+    """float [n, 3, S, S] in 0…1 → the same, each image's brightness and contrast (about its own mean) changed at random; black stays black,
+    so that padding and the air around a body do."""
+    if not (optim.brightness or optim.contrast):
+        return x
+    n = x.shape[0]
+    more, steeper = ((torch.rand(n, 1, 1, 1, device=x.device) * 2 - 1) * limit for limit in (optim.brightness, optim.contrast))
+    mean = x.mean((1, 2, 3), keepdim=True)
+    changed = (x - mean) * (1 + steeper) + mean + more
+    return torch.where(x > 0, changed.clamp(0, 1), x)
 
 
 def move_images(x: torch.Tensor, optim: OptimRecipe, fill: torch.Tensor) -> torch.Tensor:

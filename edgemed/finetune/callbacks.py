@@ -47,7 +47,7 @@ class RoundingCallback(TrainerCallback):
     The draw depends on the step alone, and checkpoints are taken at multiples of REFRESH, so that a resumed run sees the same errors.
     """
 
-    REFRESH = 4
+    REFRESH = 16
 
     def __init__(self, model: Any, share: float, seed: int) -> None:
         self.rounding, self.share, self.seed = LoraRounding(model), share, seed

@@ -78,7 +78,7 @@ def check_labels(tokenizer: Any, template: ConversationTemplate, turns: Sequence
 class Row:
     """What one sequence of a batch holds. `starts` are the positions at which packed questions begin; empty: one conversation.
 
-    `names` are the samples' ids, for messages.
+    `names` are the samples' ids, for messages; `mirrored` tells how the image is meant.
     """
 
     ids: list[int]
@@ -86,6 +86,7 @@ class Row:
     image: Path | None
     starts: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ class _Kept:
     image: Path | None
     starts: tuple[int, ...]
     names: tuple[str, ...]
+    mirrored: bool
     # Where the image's ids stand, and how many more there are than the one that is kept.
     fold: tuple[int, int]
 
@@ -108,14 +110,14 @@ class _Kept:
         cut = slice(at + 1, end)
         ids, labels = array("i", row.ids), array("i", row.labels)
         del ids[cut], labels[cut]
-        return cls(ids, labels, row.image, row.starts, row.names, (at, max(0, end - at - 1)))
+        return cls(ids, labels, row.image, row.starts, row.names, row.mirrored, (at, max(0, end - at - 1)))
 
     def unfold(self) -> Row:
         """The row again."""
         at, more = self.fold
         ids, labels = self.ids.tolist(), self.labels.tolist()
         ids[at:at], labels[at:at] = ids[at : at + 1] * more, [IGNORE] * more
-        return Row(ids, labels, self.image, self.starts, self.names)
+        return Row(ids, labels, self.image, self.starts, self.names, self.mirrored)
 
     def __len__(self) -> int:
         return len(self.ids) + self.fold[1]
@@ -127,16 +129,16 @@ def pack_rows(rows: Iterable[Row], limit: int, seed: int, image_id: int, max_tok
     Each question sees the image and itself only (`Collator` writes the mask and the positions), so that the loss is the sum of the
     single rows' losses, while the image's tokens pass through the model once for all.
     """
-    heads: dict[tuple[Path | None, tuple[int, ...]], list[Row]] = {}
+    heads: dict[tuple[Path | None, bool, tuple[int, ...]], list[Row]] = {}
     alone = []
     for row in rows:
         shared = len(row.ids) - row.ids[::-1].index(image_id) if image_id in row.ids else 0
         if shared:
-            heads.setdefault((row.image, tuple(row.ids[:shared])), []).append(row)
+            heads.setdefault((row.image, row.mirrored, tuple(row.ids[:shared])), []).append(row)
         else:
             alone.append(row)
     draw = random.Random(seed)
-    for (_, head), group in heads.items():
+    for (_, mirrored, head), group in heads.items():
         draw.shuffle(group)
         while group:
             row = group.pop()
@@ -147,7 +149,7 @@ def pack_rows(rows: Iterable[Row], limit: int, seed: int, image_id: int, max_tok
                 ids += more.ids[len(head) :]
                 labels += more.labels[len(head) :]
                 names += more.names
-            alone.append(Row(ids, labels, row.image, tuple(starts), names))
+            alone.append(Row(ids, labels, row.image, tuple(starts), names, mirrored))
     return alone
 
 
@@ -227,6 +229,8 @@ class Examples(Dataset[Item]):
             row = self.rows[(index + step) % len(self.rows)].unfold()
             try:
                 picture = self.pictures[row.image] if row.image else None
+                if row.mirrored and picture is not None:
+                    picture = picture.flip(1)  # [S, S, 3]; cached features are refused beside mirroring
             except ImageError:
                 names.append(str(row.image))
                 continue
@@ -240,7 +244,7 @@ class Broken(Row):
     files: tuple[str, ...]
 
     def __init__(self, row: Row, files: tuple[str, ...]) -> None:
-        super().__init__(row.ids, row.labels, row.image, row.starts, row.names)
+        super().__init__(row.ids, row.labels, row.image, row.starts, row.names, row.mirrored)
         object.__setattr__(self, "files", files)
 
 
@@ -254,7 +258,7 @@ def _encode_row(
         raise DatasetError(
             f"Expected at most {max_tokens} tokens in {sample.id}, found {len(ids)}.", "Raise max_tokens or shorten the row."
         )
-    return Row(ids, labels, sample.image, names=(sample.id,))
+    return Row(ids, labels, sample.image, names=(sample.id,), mirrored=sample.mirrored)
 
 
 class Collator:
@@ -263,15 +267,15 @@ class Collator:
     The mask is int64 [batch, tokens], 0 where padded; with packed rows bool [batch, 1, tokens, tokens], true where a token (third
     axis) sees another (fourth), and position_ids int64 [batch, tokens] go with it. Images that come as cached features are stacked
     in "features" [images, tokens, width], and "order" int64 tells which of features and then pixels is the batch's first, second …
-    (edgemed/finetune/features.py takes them apart again). With `names`, "names" and "broken" hold each row's samples and the
+    (edgemed/finetune/features.py takes them apart again). Lengths are padded up to a multiple of `multiple`. With `names`, "names" and "broken" hold each row's samples and the
     unreadable files that it stands in for.
     """
 
-    def __init__(self, pad_id: int, names: bool = False) -> None:
-        self.pad_id, self.names = pad_id, names
+    def __init__(self, pad_id: int, names: bool = False, multiple: int = 1) -> None:
+        self.pad_id, self.names, self.multiple = pad_id, names, multiple
 
     def __call__(self, rows: Sequence[Item]) -> dict[str, Any]:
-        length = max(len(row.ids) for row, _ in rows)
+        length = -(-max(len(row.ids) for row, _ in rows) // self.multiple) * self.multiple
         ids = torch.full((len(rows), length), self.pad_id)
         labels = torch.full((len(rows), length), IGNORE)
         mask = torch.zeros((len(rows), length), dtype=torch.long)

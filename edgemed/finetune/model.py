@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from edgemed.core.errors import CheckpointError, MissingExtraError, RecipeError
-from edgemed.finetune.recipe import JoinRecipe, Recipe
+from edgemed.finetune.recipe import JoinRecipe, LoraRecipe, Recipe
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|dense|fc1|fc2)"
 PARTS = ("projector", "llm", "tower")
@@ -50,7 +50,9 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
             f"Expected image.size_px = {model.config.vision_config.image_size} for this tower, found {recipe.image.size_px}.",
             "Correct the recipe.",
         )
-    if recipe.optim.bf16 is True and not recipe.optim.sharding:  # FSDP wants one type in all that it shards together
+    exact = recipe.lora is not None and (recipe.lora.rounding > 0 or recipe.lora.adapter is not None)
+    # FSDP wants one type in all that it shards together; rounding as the converter rounds, and unmerging, need the exact weights.
+    if recipe.optim.bf16 is True and not recipe.optim.sharding and not exact:
         _round_frozen(model, recipe)
     if recipe.lora:
         model = _add_lora(model, recipe)
@@ -95,12 +97,14 @@ def _load_quantised(recipe: Recipe) -> Any:
 
 def merged(model: Any, recipe: Recipe, tokenizer: Any, adapter: Path) -> Any:
     """A trained model with the saved adapter merged into the exact base weights, which training may have rounded to bfloat16."""
-    from peft import PeftModel
+    from peft import load_peft_weights, set_peft_model_state_dict
 
     full, trained = load_full(recipe, tokenizer), model.get_base_model()
     for part in ("vision_tower", "multi_modal_projector"):
         getattr(full.model, part).load_state_dict(getattr(trained.model, part).state_dict())
-    return PeftModel.from_pretrained(full, str(adapter)).merge_and_unload()
+    full = _add_lora(full, recipe)  # an adapter that training went on with comes out of the weights first
+    set_peft_model_state_dict(full, load_peft_weights(str(adapter), device="cpu"))
+    return full.merge_and_unload()
 
 
 def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
@@ -114,6 +118,8 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     vision_config = getattr(vision_config, "vision_config", vision_config)
     if recipe.tower_activation:
         vision_config.hidden_act = recipe.tower_activation
+    if recipe.image_size_px:
+        vision_config.image_size = recipe.image_size_px
     text_config = AutoConfig.from_pretrained(recipe.llm)
     text_config.vocab_size = _rows_for(text_config.vocab_size, image_id)
     full = "full" if "siglip" in vision_config.model_type else "default"
@@ -128,7 +134,10 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
         tie_word_embeddings=text_config.tie_word_embeddings,
     )
     model = LlavaForConditionalGeneration(config).float()
-    _copy(model.model.vision_tower, AutoModel.from_pretrained(recipe.tower, dtype=torch.float32), recipe.tower)
+    tower = AutoModel.from_pretrained(recipe.tower, dtype=torch.float32)
+    if recipe.image_size_px:
+        _resample_positions(tower, recipe.image_size_px)
+    _copy(model.model.vision_tower, tower, recipe.tower)
     llm = AutoModelForCausalLM.from_pretrained(recipe.llm, dtype=torch.float32)
     make_room(llm, image_id)
     _copy(model.model.language_model, llm.model, recipe.llm)
@@ -142,6 +151,21 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     model.tie_weights()
     model.generation_config = llm.generation_config
     return model
+
+
+@torch.no_grad()
+def _resample_positions(tower: Any, size_px: int) -> None:
+    """Position embeddings for images of `size_px`, by bicubic interpolation of their grid (Dosovitskiy et al. 2021, section 3.2)."""
+    embeddings = getattr(tower, "vision_model", tower).embeddings
+    if size_px % embeddings.patch_size:
+        raise RecipeError(f"Expected an image size that is a multiple of {embeddings.patch_size}, found {size_px}.", "Choose another.")
+    old = embeddings.position_embedding.weight
+    before, after = embeddings.image_size // embeddings.patch_size, size_px // embeddings.patch_size
+    extra = old.shape[0] - before**2  # CLIP's class token stands first
+    grid = old[extra:].T.reshape(1, -1, before, before)
+    new = torch.nn.functional.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)
+    weight = torch.cat([old[:extra], new.reshape(old.shape[1], -1).T])
+    embeddings.position_embedding = torch.nn.Embedding.from_pretrained(weight)
 
 
 def _rows_for(rows: int, token_id: int) -> int:
@@ -179,7 +203,46 @@ def _add_lora(model: Any, recipe: Recipe) -> Any:
 
     assert recipe.lora is not None
     config = LoraConfig(r=recipe.lora.rank, lora_alpha=recipe.lora.alpha, lora_dropout=recipe.lora.dropout, target_modules=LORA_TARGETS)
-    return get_peft_model(model, config)
+    model = get_peft_model(model, config)
+    if recipe.lora.adapter:
+        _go_on_with(model, recipe.lora.adapter, recipe.lora)
+    return model
+
+
+@torch.no_grad()
+def _go_on_with(model: Any, folder: Path, lora: LoraRecipe) -> None:
+    """Load an adapter that the weights have merged in, and take it out of them."""
+    from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
+
+    if not (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"Expected an adapter at {folder}, found no adapter_config.json there.", "Check lora.adapter in the recipe.")
+    config = PeftConfig.from_pretrained(str(folder))
+    if (config.r, config.lora_alpha) != (lora.rank, lora.alpha):
+        raise RecipeError(
+            f"Expected lora.rank and alpha of the adapter in {folder}, {config.r} and {config.lora_alpha:g}, found {lora.rank} and"
+            f" {lora.alpha:g}.",
+            "Correct the recipe.",
+        )
+    found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    missing = [name for name in found.missing_keys if "lora_" in name]
+    if missing or found.unexpected_keys:
+        raise CheckpointError(
+            f"Expected an adapter of this model in {folder}, found a difference at {[*missing, *found.unexpected_keys][0]}.",
+            "Name the adapter that the model has merged in.",
+        )
+    for module in model.modules():
+        if hasattr(module, "lora_A"):
+            module.get_base_layer().weight.sub_(module.get_delta_weight("default"))
+
+
+def compile_blocks(model: Any) -> None:
+    """torch.compile for the repeated blocks of tower and language model: one program serves all blocks of a kind."""
+    # Stages in one process, rows with and without a mask, and both kinds of blocks share one budget of recompilations.
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len({type(block) for block in module}) == 1:
+            for block in module:
+                block.compile(dynamic=True)
 
 
 def rates(recipe: Recipe) -> dict[str, float]:

@@ -25,6 +25,7 @@ from edgemed.core.files import os_errors
 from edgemed.core.images import ImagePreparation
 from edgemed.core.model import Frozen
 from edgemed.core.units import parse_bytes
+from edgemed.data.splits import parse_part
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +43,10 @@ class DataRecipe(Frozen):
     name: str
     path: Path
     split: str = "train"
+    # Shares of the images that are kept for measuring: "1/5" is the first of five parts, as `edgemed eval --dataset NAME@1/5=…` reads it.
+    hold_out: tuple[str, ...] = ()
+    # Every row once more with its image mirrored, and left and right swapped in its texts.
+    mirror: bool = False
     # Share of rows that may lack their image (figures vanish from PMC); they are left out.
     max_missing: float = Field(default=0.0, ge=0, le=1)
     repeat: int = Field(default=1, ge=1)
@@ -57,6 +62,8 @@ class JoinRecipe(Frozen):
     activation: Literal["gelu", "gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     # libmtmd computes the tanh GELU only; a tower trained with another one is set to this before training.
     tower_activation: str | None = None
+    # Another image size than the tower's own: its position embeddings are resampled. A multiple of the patch size.
+    image_size_px: int | None = Field(default=None, ge=14)
 
 
 class FeatureRecipe(Frozen):
@@ -72,6 +79,9 @@ class LoraRecipe(Frozen):
     rank: int = Field(default=32, ge=1)
     alpha: float = Field(default=64, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    # An adapter of the same rank and alpha that `model` has merged in (an earlier stage's adapter/): training goes on with it, and what is
+    # saved beside the result holds both stages' changes.
+    adapter: Path | None = None
     # Share of the time in which the LLM computes with the rounding error that 4 bits will leave (edgemed/finetune/rounding.py).
     rounding: float = Field(default=0.0, ge=0, le=1)
     # 4: the frozen LLM is kept in NF4 while training (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); needs bitsandbytes and a GPU.
@@ -100,6 +110,8 @@ class OptimRecipe(Frozen):
     bf16: bool | Literal["auto"] = False
     # Activations are computed again in the backward pass instead of kept: slower, much smaller.
     gradient_checkpointing: bool = False
+    # torch.compile of the repeated blocks: fewer and larger programs on a GPU, for about a minute before the first step.
+    compile: bool = False
     # FSDP: weights and optimizer state are divided among the processes of torchrun.
     sharding: bool = False
     # Rows of like length share a step, so that little is padding.
@@ -108,10 +120,18 @@ class OptimRecipe(Frozen):
     save_steps: int | None = Field(default=None, ge=0)
     # Processes that load images; left out: none where all are in memory or cached as features, else one a core but one.
     workers: int | None = Field(default=None, ge=0)
-    # Random rotation (degrees), scale and shift of the prepared image; no mirroring, since left and right are asked about.
+    # Random rotation (degrees), scale and shift of the prepared image (mirroring is a data set's, since left and right are asked about),
+    # and random brightness and contrast: a share of the whole range, and of the distance from the mean.
     rotate_deg: float = Field(default=0.0, ge=0)
     scale: float = Field(default=0.0, ge=0, lt=1)
     shift: float = Field(default=0.0, ge=0, lt=1)
+    brightness: float = Field(default=0.0, ge=0, lt=1)
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether an image looks another way at each step."""
+        return bool(self.rotate_deg or self.scale or self.shift or self.brightness or self.contrast)
 
 
 class Recipe(Frozen):
@@ -197,8 +217,16 @@ def _problems(recipe: Recipe) -> list[str]:
     lora = recipe.lora
     if (recipe.model is None) == (recipe.join is None):
         out.append(f"{'both' if recipe.model else 'neither'} of 'model' and '[join]'")
+    if recipe.optim.compile and recipe.optim.sharding:
+        out.append("optim.compile beside optim.sharding")
     if lora and recipe.stage == "align":
         out.append("[lora], though the align stage trains the projector alone")
+    if lora and lora.adapter and recipe.join:
+        out.append("lora.adapter beside [join], though a fresh model has no adapter merged in")
+    if lora and lora.adapter and lora.base_bits == 4:
+        out.append("lora.adapter beside QLoRA, whose frozen weights cannot be unmerged")
+    for data in recipe.data:
+        out += [f"data.hold_out '{part}', which is no share such as 1/5" for part in data.hold_out if not _is_share(part)]
     if lora and lora.base_bits == 4:
         out += ["[join], which QLoRA cannot start from: run edgemed finetune new first"] if recipe.join else []
         out += ["optim.sharding beside QLoRA"] if recipe.optim.sharding else []
@@ -206,13 +234,23 @@ def _problems(recipe: Recipe) -> list[str]:
     return out + (_feature_problems(recipe, recipe.features) if recipe.features else [])
 
 
+def _is_share(text: str) -> bool:
+    try:
+        parse_part(text)
+    except InputError:
+        return False
+    return True
+
+
 def _feature_problems(recipe: Recipe, features: FeatureRecipe) -> list[str]:
     """Why features that are computed once would not be those of each step."""
     optim, out = recipe.optim, []
     if recipe.stage != "align" and optim.tower_rate:
         out.append("[features] beside optim.tower_rate, though a tower that learns has other features at each step")
-    if optim.rotate_deg or optim.scale or optim.shift:
-        out.append("[features] beside optim.rotate_deg, scale or shift, though a moved image has other features")
+    if optim.moves_pixels:
+        out.append("[features] beside optim.rotate_deg, scale, shift, brightness or contrast, though a changed image has other features")
+    if any(data.mirror for data in recipe.data):
+        out.append("[features] beside data.mirror, though a mirrored image has other features")
     try:
         parse_bytes(features.limit)
     except InputError as error:
@@ -225,5 +263,8 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     data = tuple(d.model_copy(update={"path": folder / d.path}) for d in recipe.data)
     model = recipe.model and folder / recipe.model
     features = recipe.features and recipe.features.model_copy(update={"folder": folder / recipe.features.folder})
-    paths = {"output": folder / recipe.output, "model": model, "join": join, "data": data, "features": features}
+    lora = recipe.lora
+    if lora and lora.adapter:
+        lora = lora.model_copy(update={"adapter": folder / lora.adapter})
+    paths = {"output": folder / recipe.output, "model": model, "join": join, "data": data, "features": features, "lora": lora}
     return recipe.model_copy(update=paths)

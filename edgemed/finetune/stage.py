@@ -20,24 +20,29 @@ from transformers import TrainerCallback, TrainingArguments
 
 from edgemed.core.contract import count_image_tokens
 from edgemed.core.conversation import find_template
-from edgemed.core.errors import RecipeError, ResourceError
+from edgemed.core.errors import DatasetError, RecipeError, ResourceError
 from edgemed.core.units import parse_bytes
-from edgemed.data import load_samples
+from edgemed.data import Sample, load_samples
+from edgemed.data.samples import mirror
+from edgemed.data.splits import leave_out
 from edgemed.finetune.callbacks import Deadline, Reporter, RoundingCallback, Stop
 from edgemed.finetune.describe import Sets, describe_result, describe_run
 from edgemed.finetune.examples import PRELOAD_BYTES, Collator, Examples
 from edgemed.finetune.export import save_checkpoint
 from edgemed.finetune.features import FeatureCache, accept_features, tower_compute, tower_of
 from edgemed.finetune.interrupted import StageInterrupted
-from edgemed.finetune.model import load_model, rates
+from edgemed.finetune.model import compile_blocks, load_model, rates
 from edgemed.finetune.progress import Prepare, Report
-from edgemed.finetune.recipe import FeatureRecipe, Recipe
+from edgemed.finetune.recipe import DataRecipe, FeatureRecipe, Recipe
 from edgemed.finetune.sampling import StepSampler
 from edgemed.finetune.trainer import StageTrainer
 from edgemed.finetune.workspace import Workspace
 
 # About so many checkpoints to resume from, and points of the loss curve, a run.
 SAVES, POINTS = 20, 100
+# On a GPU lengths are padded to a multiple of this: attention's kernels want 8, and the fewer lengths there are, the less memory is cut
+# into pieces that fit none of them.
+GPU_LENGTHS = 64
 Save = Callable[[Recipe, Any, Any, dict[str, Any]], None]
 
 
@@ -50,15 +55,20 @@ def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkp
     """
     recipe = _settle(recipe)
     main = int(os.environ.get("RANK", "0")) == 0
-    per_set = [(d.name, d.repeat, load_samples(d.name, d.path, d.split, d.max_missing)) for d in recipe.data]
+    per_set = [(d.name, d.repeat, load_set(d)) for d in recipe.data]
     fingerprint = describe_run(recipe, per_set)
     with Workspace(recipe.output, main) as work:
         if work.check(fingerprint):
             work.clear()
             return recipe.output
         transformers.set_seed(recipe.seed)
+        if torch.cuda.is_available():
+            # cuDNN's attention builds a plan for every new length, which takes longer than a step does (docs/LOG.md, 2026-11-28).
+            torch.backends.cuda.enable_cudnn_sdp(False)
         model, tokenizer = load_model(recipe)
         examples = build_examples(recipe, per_set, model, tokenizer, prepare)
+        if recipe.optim.compile:
+            compile_blocks(model)
         trainer, stop = _trainer(recipe, model, tokenizer, examples, work, report)
         with stop:
             result = _run(trainer, work)
@@ -73,6 +83,14 @@ def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkp
             work.clear()
         trainer.accelerator.wait_for_everyone()
     return recipe.output
+
+
+def load_set(data: DataRecipe) -> list[Sample]:
+    """A data set's rows without those held out, and mirrored ones after them where the recipe asks for it. Raises DatasetError."""
+    samples = leave_out(load_samples(data.name, data.path, data.split, data.max_missing), data.hold_out)
+    if not samples:
+        raise DatasetError(f"Expected rows of {data.name} beside those held out, found none.", "Hold out a smaller share of its images.")
+    return samples + [mirror(s) for s in samples] if data.mirror else samples
 
 
 def _settle(recipe: Recipe) -> Recipe:
@@ -152,7 +170,8 @@ def _trainer(
     callbacks: list[TrainerCallback] = [stop]
     if recipe.lora and recipe.lora.rounding:
         callbacks.append(RoundingCallback(model, recipe.lora.rounding, recipe.seed))
-    data = {"train_dataset": examples, "data_collator": Collator(pad, names=True)}
+    multiple = GPU_LENGTHS if torch.cuda.is_available() else 1
+    data = {"train_dataset": examples, "data_collator": Collator(pad, names=True, multiple=multiple)}
     trainer = StageTrainer(recipe, work, sampler, image_id, model=model, args=arguments, callbacks=callbacks, **data)
     if optim.max_minutes:
         trainer.add_callback(Deadline(trainer.clock, optim.max_minutes))

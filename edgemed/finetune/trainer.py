@@ -100,6 +100,9 @@ class StageTrainer(Trainer):
         labels, shown = inputs.pop("labels"), tower_input(inputs, lambda pixels: normalise_pixels(pixels, self.recipe.image, moved))
         if shown is not None:
             inputs["pixel_values"] = shown
+        if inputs["attention_mask"].dim() == 2:
+            # Padded on the right: no answer sees padding anyway, and attention without a mask has a faster kernel.
+            del inputs["attention_mask"]
         first = max(1, int((labels != IGNORE).any(0).int().argmax()))
         keep = torch.arange(first - 1, labels.shape[1] - 1, device=labels.device)
         outputs = model(**inputs, logits_to_keep=keep)
@@ -246,8 +249,16 @@ def split(batch: Batch, pieces: int, image_id: int) -> Iterator[Batch]:
         yield piece | take_images(batch, images[start], images[stop])
 
 
+# What CUDA's libraries say where they found no memory for a workspace of their own; the second says so for other faults, too.
+_LIBRARIES = ("ALLOC_FAILED", "CUDNN_STATUS_INTERNAL_ERROR", "CUBLAS_STATUS_NOT_INITIALIZED")
+_WORKSPACE_BYTES = 512 << 20
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        return True
+    full = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < _WORKSPACE_BYTES
+    return full and any(name in str(error) for name in _LIBRARIES)
 
 
 def _load_pieces(workspace: Workspace) -> int:
