@@ -156,10 +156,11 @@ class EncodeThread:
 
     def _run(self) -> None:
         while True:
+            if not self._on_cpu:
+                self._encoder.prepare()  # while the GPU is filling the last image's prompt in
             key, pixels = self._queue.get()
             if not self._on_cpu:
                 self._encode(key, pixels)
-                self._encoder.prepare()  # while the GPU is filling the prompt in
                 continue
             # A thread for each image: libgomp keeps a team of threads for every thread that ever computed, and as soon as all teams
             # together outnumber the cores, it makes all of them sleep at every meeting; decoding then runs at a third of its speed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import queue
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from runtimes.memory import measure_memory
 from runtimes.messages import EngineSettings
 from runtimes.prompt import build_prompt, common_prefix, tokenize_segments
 from runtimes.sampling import TextStream, log_probability
-from runtimes.vision import EmbeddingCache, VisionEncoder
+from runtimes.vision import EmbeddingCache, EncodeThread, VisionEncoder
 
 
 def test_stop_string_across_pieces() -> None:
@@ -174,6 +175,22 @@ def test_rows_that_were_handed_out_stay(tmp_path: Path) -> None:
             np.testing.assert_array_equal(rows, right)
     finally:
         tower.close()
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_memory_is_made_ready_before_an_image_comes(tmp_path: Path, on_cpu: bool) -> None:
+    order: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    class Tower(RuntimeTower):
+        def prepare(self, rows: int) -> None:
+            order.put(f"prepare {rows}")
+
+    encoder = VisionEncoder(Tower(False), make_artifact(tmp_path, "clip").manifest)
+    thread = EncodeThread(encoder, lambda encoded: order.put(f"rows {encoded.key}"), on_cpu)
+    ready = [] if on_cpu else [f"prepare {PATCHES}"]
+    for key in ("a", "b"):
+        thread.submit(key, probe_pixels(SIZE_PX).tobytes())
+        assert [order.get(timeout=20) for _ in (*ready, key)] == [*ready, f"rows {key}"]
 
 
 def test_embedding_cache_forgets_the_oldest() -> None:
