@@ -226,7 +226,7 @@ def llama_server(binary: Path, llm: Path, mmproj: Path, size_px: int, gpu: bool,
         try:
             wait_ready(url, process)
             timed = [_stream(url, pixels) for pixels in images(size_px)][1:]
-        except SystemExit as error:
+        except (SystemExit, urllib.error.HTTPError) as error:
             log.seek(0)
             last = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()][-3:]
             raise SystemExit(f"{error} Its last words: {' / '.join(last)}") from error
@@ -257,24 +257,37 @@ def wait_ready(url: str, process: subprocess.Popen[bytes], limit_s: float = 60) 
 
 
 def _stream(url: str, pixels: Any) -> tuple[float, float]:
-    """(seconds to the first token, tokens per second after it)."""
+    """(seconds to the first token, tokens per second after it). Through the model's template; where that loses the image, without one."""
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
-    link = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-    content = [{"type": "image_url", "image_url": {"url": link}}, {"type": "text", "text": "Describe " + "it " * 40}]
-    body = {"messages": [{"role": "user", "content": content}], "stream": True, "temperature": 0, "ignore_eos": True}
-    body |= {"max_tokens": NEW_TOKENS + 1, "cache_prompt": False}
-    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    start, last = time.perf_counter(), None
+    picture = base64.b64encode(data.getvalue()).decode()
+    question = "Describe " + "it " * 40
+    link = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+    chat = {"messages": [{"role": "user", "content": [link, {"type": "text", "text": question}]}], "max_tokens": NEW_TOKENS + 1}
+    try:
+        return _timed(f"{url}/v1/chat/completions", chat)
+    except urllib.error.HTTPError as error:
+        if error.code != 400:
+            raise
+    with urllib.request.urlopen(f"{url}/props", timeout=10) as reply:
+        marker = json.load(reply).get("media_marker", "<__media__>")
+    plain = {"prompt_string": f"USER: {marker}{question} ASSISTANT:", "multimodal_data": [picture]}
+    return _timed(f"{url}/completion", {"prompt": plain, "n_predict": NEW_TOKENS + 1})
+
+
+def _timed(url: str, body: dict[str, Any]) -> tuple[float, float]:
+    body = body | {"stream": True, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    start = time.perf_counter()
+    first = last = None
     timings: dict[str, float] = {}
-    first = None
-    with _open(request) as reply:
+    with urllib.request.urlopen(request, timeout=300) as reply:
         for line in reply:
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line[6:])
             last = time.perf_counter()
-            if first is None and event["choices"] and event["choices"][0]["delta"].get("content"):
+            if first is None and _text(event):
                 first = last
             timings = event.get("timings", timings)
     if first is None or last is None:
@@ -282,11 +295,10 @@ def _stream(url: str, pixels: Any) -> tuple[float, float]:
     return first - start, float(timings.get("predicted_per_second", NEW_TOKENS / (last - first)))
 
 
-def _open(request: urllib.request.Request) -> Any:
-    try:
-        return urllib.request.urlopen(request, timeout=300)
-    except urllib.error.HTTPError as error:
-        raise SystemExit(f"llama-server answered {error.code}: {error.read().decode(errors='replace')[-200:]}") from error
+def _text(event: dict[str, Any]) -> str | None:
+    """An event's piece of the answer, of either kind of request."""
+    choices = event.get("choices")
+    return choices[0]["delta"].get("content") if choices else event.get("content")
 
 
 # -- the comparison ---------------------------------------------------------------------------------------------------
