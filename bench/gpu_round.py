@@ -1,7 +1,7 @@
 """Everything that is measured on a GPU, one step after another, for a machine that is lent for a few minutes.
 
     python -m bench.gpu_round WORK --bin-dir DIR [--steps make,tiny,med,parity,planning,settings,budget] [--models tiny,med]
-        [--force-cublas | --preload LIB] [--threads 8]
+        [--force-cublas | --preload LIB] [--switch GGML_CUDA_PDL=1] [--threads 8]
 
 WORK gets the full-width checkpoints (18 GB), their conversions, a log a command and a JSON file a comparison. Only what is in STEPS is
 done; a step that fails is told with its last lines, and the next one runs. The tables come last. Nothing needs a network.
@@ -35,7 +35,7 @@ SMALL = '{"kv_type":"q8_0","micro_batch":256}'
 LARGE = '{"batch_tokens":2048,"micro_batch":1024}'
 # The tower's attention as before it was chosen by the size of its heads.
 PLAIN = '{"vision_flash_attention":"off"}'
-OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "GGML_NO_BACKTRACE": "1"}
+QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1", "GGML_NO_BACKTRACE": "1"}
 LAST_LINES = 6
 
 
@@ -48,6 +48,8 @@ class Round:
     threads: int
     preload: Path | None
     models: tuple[str, ...] = ("tiny", "med")
+    # Of the environment, each tried alone.
+    switches: tuple[str, ...] = ()
 
     def artifact(self, model: str) -> Path:
         return self.work / f"{model}4"
@@ -92,6 +94,10 @@ def peers(model: str) -> Callable[[Round], Iterator[Command]]:
         if r.preload:
             more = ["--settings", LARGE, *ours, "server", "--modes", "none", "--json", r.work / f"{model}-cublas.json"]
             yield python("bench.peers", *base, *more), {"LD_PRELOAD": str(r.preload.resolve())}
+        for switch in r.switches:
+            more = ["--settings", "{}", "--programs", "none", "--modes", "none", "--json", r.work / f"{model}-{switch}.json"]
+            name, _, value = switch.partition("=")
+            yield python("bench.peers", *base, *more), {name: value}
 
     return rows
 
@@ -143,7 +149,7 @@ def run(steps: Sequence[str], round_: Round) -> int:
             log = round_.work / f"{step}-{number}.log"
             started = time.monotonic()
             with log.open("wb") as f:
-                code = subprocess.run(command, env=os.environ | OFFLINE | extra, stdout=f, stderr=subprocess.STDOUT).returncode
+                code = subprocess.run(command, env=os.environ | QUIET | extra, stdout=f, stderr=subprocess.STDOUT).returncode
             told = " ".join(word.rsplit("/", 1)[-1] for word in command[1:])
             print(f"[{started - begun:5.0f} + {time.monotonic() - started:4.0f} s] {step}: {told} {' '.join(extra)}", flush=True)
             if code:
@@ -161,8 +167,7 @@ def report(round_: Round) -> None:
     """A table of all comparisons in WORK, and the last words of the other steps."""
     rows = [[path.stem, *cells(Row(**row))] for path in sorted(round_.work.glob("*.json")) for row in read_rows(path)]
     for log in sorted(path for name in ("make", "parity", "planning") for path in round_.work.glob(f"{name}-*.log")):
-        found = [line for line in log.read_text(errors="replace").splitlines() if line.strip() and not line.startswith(" ")]
-        print(f"{log.stem}:", *(line[:200] for line in found[-5:]), sep="\n  ")
+        print(f"{log.stem}:", *last_lines(log), sep="\n  ")
     if rows:
         print_table("Beside its peers", ["comparison", *columns(True)], rows)
 
@@ -181,6 +186,7 @@ def main() -> int:
     parser.add_argument("--models", default="tiny,med")
     parser.add_argument("--preload", type=Path, metavar="LIB")
     parser.add_argument("--force-cublas", action="store_true")
+    parser.add_argument("--switch", action="append", default=[], metavar="NAME=VALUE", help="a row of ours with this in the environment")
     parser.add_argument("--threads", type=int, default=8)
     args = parser.parse_args()
     steps = args.steps.split(",")
@@ -188,7 +194,7 @@ def main() -> int:
         parser.error(f"expected steps out of {', '.join(STEPS)}, found {', '.join(unknown)}")
     args.work.mkdir(parents=True, exist_ok=True)
     preload = build_force_cublas(args.work) if args.force_cublas else args.preload
-    round_ = Round(args.work, args.bin_dir, args.threads, preload, tuple(args.models.split(",")))
+    round_ = Round(args.work, args.bin_dir, args.threads, preload, tuple(args.models.split(",")), tuple(args.switch))
     failed = run(steps, round_)
     report(round_)
     print(f"{failed} command(s) failed")

@@ -30,6 +30,8 @@ def test_each_step_has_commands_and_leaves_out_models(tmp_path: Path) -> None:
     assert counts == {"make": 6, "med": 2, "tiny": 2, "parity": 1, "planning": 2, "settings": 2, "budget": 1}
     tiny = Round(tmp_path, tmp_path, 2, None, ("tiny",))
     assert [len(list(STEPS[name](tiny))) for name in ("make", "med", "tiny", "planning")] == [3, 0, 1, 1]
+    (*_, (last, environment)) = STEPS["tiny"](Round(tmp_path, tmp_path, 2, None, switches=("A=1", "B=2")))
+    assert environment == {"B": "2"} and str(tmp_path / "tiny-B=2.json") in last
     (tmp_path / "tiny4").mkdir()
     assert not list(STEPS["make"](tiny)), "what was made is kept"
 
