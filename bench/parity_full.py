@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ from runtimes.messages import EngineSettings, PreparedImage
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
+Flash = Literal["auto", "on", "off"]
 GATE = 2e-3
 _PROMPT_TOKENS = 64
 
@@ -77,12 +78,13 @@ def _llava(folder: Path, config: dict[str, Any]) -> Any:
     return run
 
 
-def compare(folder: Path, out: Path, gpu_layers: int) -> tuple[list[float], list[str]]:
+def compare(folder: Path, out: Path, gpu_layers: int, flash: Flash) -> tuple[list[float], list[str]]:
     """(distance of the probe and of a random image, cells that describe the model and the runtime)."""
     artifact: Artifact = convert(open_checkpoint(folder), out, Recipe.of(bits=16))
     size_px = artifact.manifest.image.size_px
     images = [probe_pixels(size_px), np.random.default_rng(0).integers(0, 256, (size_px, size_px, 3)).astype(np.uint8)]
-    settings = EngineSettings(context_tokens=artifact.manifest.vision.image_tokens + _PROMPT_TOKENS, gpu_layers=gpu_layers)
+    context = artifact.manifest.vision.image_tokens + _PROMPT_TOKENS
+    settings = EngineSettings(context_tokens=context, gpu_layers=gpu_layers, vision_flash_attention=flash)
     with Engine.open(artifact, settings) as engine:
         rows = [engine.embed(PreparedImage(pixels.tobytes(), size_px)) for pixels in images]
         report = engine.report
@@ -98,6 +100,7 @@ def main() -> int:
     parser.add_argument("models", nargs="+", help=f"{', '.join(MODELS)}, or a checkpoint's folder in HF's layout")
     parser.add_argument("--work", type=Path, help="folder of the checkpoints; a temporary one where left out")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--flash-attention", choices=("auto", "on", "off"), default="auto", help="in the tower")
     arguments = parser.parse_args()
     table: list[list[str]] = []
     worst = 0.0
@@ -110,7 +113,7 @@ def main() -> int:
                 if not (folder / "config.json").is_file():
                     build(name, folder)
             with tempfile.TemporaryDirectory(dir=scratch) as out:
-                distances, cells = compare(folder, Path(out) / "model", 0 if arguments.device == "cpu" else -1)
+                distances, cells = compare(folder, Path(out) / "model", 0 if arguments.device == "cpu" else -1, arguments.flash_attention)
             worst = max(worst, *distances)
             table.append([name, *(f"{d:.2e}" for d in distances), *cells])
     columns = ("model", "probe", "random image", "rows", "CLIP fault", "device")

@@ -5,7 +5,9 @@
 SOURCE is an HF checkpoint (`python -m bench.full_width tiny OUT` makes one of full width), DIR its conversion. Every program runs in a
 process of its own, one after another; this process watches the card (NVML) or the process tree (PSS) from outside. The task is the
 one of the paper's baselines: an image, 64 text tokens, then 128 new tokens, greedy. First token: from the prepared image to the token,
-median over images it has not seen; decode: the 128 tokens after the first.
+median over images it has not seen; decode: the 128 tokens after the first. Of ours the first
+token's time is told in parts, by the engine's own clocks: encode (the tower's thread), prefill (with the wait for a GPU that it ends
+with, and the draw), and the rest (handing over, hashing, tokenising).
 
 edgemed's static is the weights on the device by the runtime's own account, its dynamic adds cache and every buffer. transformers' are the
 paper's: `get_memory_footprint()` and `torch.cuda.max_memory_allocated()`; on a CPU neither is counted. "device" is what the card lost.
@@ -28,8 +30,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,7 @@ IMAGES = 5
 # Reading pages on a CPU takes milliseconds of a core that is being measured.
 _SAMPLE_S = {"gpu": 0.01, "cpu": 0.5}
 _MARK = "RESULT "
+PROGRAMS = ("bench", "mtmd", "server")
 MODES = {"gpu": ("fp16", "8-bit", "4-bit"), "cpu": ("fp32", "bf16")}
 
 
@@ -64,6 +68,8 @@ class Row:
     device_bytes: int | None = None
     first_token_s: float | None = None
     encode_s: float | None = None
+    prefill_s: float | None = None
+    rest_s: float | None = None
     decode_tokens_per_s: float | None = None
     detail: str = ""
 
@@ -126,6 +132,8 @@ def run_edgemed(folder: str, settings: dict[str, Any]) -> dict[str, Any]:
             dynamic_bytes=sum(b.size_bytes for b in here),
             first_token_s=statistics.median(a.timings.first_token_s for a in timed),
             encode_s=statistics.median(a.timings.encode_s for a in timed),
+            prefill_s=statistics.median(a.timings.prefill_s for a in timed),
+            rest_s=statistics.median(a.timings.queue_s for a in timed),
             decode_tokens_per_s=statistics.median(a.timings.decode_tokens_per_s for a in timed),
             detail=json.dumps({f"{b.what} {b.place}": b.size_bytes for b in stats.account} | {"depth": timed[0].usage.prompt_tokens}),
         )
@@ -218,6 +226,10 @@ def llama_server(binary: Path, llm: Path, mmproj: Path, size_px: int, gpu: bool,
         try:
             wait_ready(url, process)
             timed = [_stream(url, pixels) for pixels in images(size_px)][1:]
+        except (SystemExit, urllib.error.HTTPError) as error:
+            log.seek(0)
+            last = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()][-3:]
+            raise SystemExit(f"{error} Its last words: {' / '.join(last)}") from error
         finally:
             process.terminate()
     firsts, speeds = zip(*timed, strict=True)
@@ -245,24 +257,37 @@ def wait_ready(url: str, process: subprocess.Popen[bytes], limit_s: float = 60) 
 
 
 def _stream(url: str, pixels: Any) -> tuple[float, float]:
-    """(seconds to the first token, tokens per second after it)."""
+    """(seconds to the first token, tokens per second after it). Through the model's template; where that loses the image, without one."""
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
-    link = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
-    content = [{"type": "image_url", "image_url": {"url": link}}, {"type": "text", "text": "Describe " + "it " * 40}]
-    body = {"messages": [{"role": "user", "content": content}], "stream": True, "temperature": 0, "ignore_eos": True}
-    body |= {"max_tokens": NEW_TOKENS + 1, "cache_prompt": False}
-    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    start, last = time.perf_counter(), None
+    picture = base64.b64encode(data.getvalue()).decode()
+    question = "Describe " + "it " * 40
+    link = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}}
+    chat = {"messages": [{"role": "user", "content": [link, {"type": "text", "text": question}]}], "max_tokens": NEW_TOKENS + 1}
+    try:
+        return _timed(f"{url}/v1/chat/completions", chat)
+    except urllib.error.HTTPError as error:
+        if error.code != 400:
+            raise
+    with urllib.request.urlopen(f"{url}/props", timeout=10) as reply:
+        marker = json.load(reply).get("media_marker", "<__media__>")
+    plain = {"prompt_string": f"USER: {marker}{question} ASSISTANT:", "multimodal_data": [picture]}
+    return _timed(f"{url}/completion", {"prompt": plain, "n_predict": NEW_TOKENS + 1})
+
+
+def _timed(url: str, body: dict[str, Any]) -> tuple[float, float]:
+    body = body | {"stream": True, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    start = time.perf_counter()
+    first = last = None
     timings: dict[str, float] = {}
-    first = None
-    with _open(request) as reply:
+    with urllib.request.urlopen(request, timeout=300) as reply:
         for line in reply:
             if not line.startswith(b"data: {"):
                 continue
             event = json.loads(line[6:])
             last = time.perf_counter()
-            if first is None and event["choices"] and event["choices"][0]["delta"].get("content"):
+            if first is None and _text(event):
                 first = last
             timings = event.get("timings", timings)
     if first is None or last is None:
@@ -270,11 +295,10 @@ def _stream(url: str, pixels: Any) -> tuple[float, float]:
     return first - start, float(timings.get("predicted_per_second", NEW_TOKENS / (last - first)))
 
 
-def _open(request: urllib.request.Request) -> Any:
-    try:
-        return urllib.request.urlopen(request, timeout=300)
-    except urllib.error.HTTPError as error:
-        raise SystemExit(f"llama-server answered {error.code}: {error.read().decode(errors='replace')[-200:]}") from error
+def _text(event: dict[str, Any]) -> str | None:
+    """An event's piece of the answer, of either kind of request."""
+    choices = event.get("choices")
+    return choices[0]["delta"].get("content") if choices else event.get("content")
 
 
 # -- the comparison ---------------------------------------------------------------------------------------------------
@@ -295,15 +319,21 @@ def measured(job: str, arguments: Sequence[Any], read: Callable[[int], int | Non
     return Row(**{**json.loads(found.removeprefix(_MARK)), "device_bytes": peak or None})
 
 
-def watched(run: Callable[[], Row], read: Callable[[], int | None], interval_s: float) -> Row:
-    """A program of llama.cpp's, watched."""
+def watched(name: str, run: Callable[[], Row], read: Callable[[], int | None], interval_s: float) -> Row:
+    """A program of llama.cpp's, watched; `name` is the row's where it fails."""
     watch = Watch(read, interval_s)
     try:
         row = run()
     except (subprocess.CalledProcessError, SystemExit, OSError, ValueError, KeyError) as error:
         end = str(getattr(error, "stderr", "") or error).strip()[-300:]
-        row = Row(getattr(run, "__name__", "llama.cpp"), detail=f"failed: {end}")
-    return Row(**{**asdict(row), "device_bytes": watch.end() or None})
+        row = Row(name, detail=f"failed: {end}")
+    return replace(row, device_bytes=watch.end() or None)
+
+
+def columns(gpu: bool) -> list[str]:
+    """A table's head, for `cells`."""
+    memory = ["static GB", "dynamic GB", "device GB" if gpu else "PSS GB"]
+    return ["program", *memory, "encode ms", "prefill ms", "rest ms", "first token ms", "decode tokens/s", ""]
 
 
 def cells(row: Row) -> list[str]:
@@ -318,7 +348,8 @@ def cells(row: Row) -> list[str]:
     speed = "" if row.decode_tokens_per_s is None else f"{row.decode_tokens_per_s:.1f}"
     failed = row.detail if row.detail.startswith("failed") else ""
     memory = [gb(row.static_bytes), gb(row.dynamic_bytes), gb(row.device_bytes)]
-    return [row.program, *memory, ms(row.encode_s), ms(row.first_token_s), speed, failed[:60]]
+    parts = [ms(row.encode_s), ms(row.prefill_s), ms(row.rest_s)]
+    return [row.program, *memory, *parts, ms(row.first_token_s), speed, failed[:60]]
 
 
 def main() -> None:
@@ -327,54 +358,64 @@ def main() -> None:
     parser.add_argument("--artifact", type=Path, action="append", default=[])
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     parser.add_argument("--bin-dir", type=Path, help="llama-bench, llama-mtmd-cli and llama-server of the same build")
+    parser.add_argument("--programs", default=",".join(PROGRAMS), help="which of them, comma-separated")
     parser.add_argument("--modes", help="transformers' number formats, comma-separated; 'none' leaves it out")
     parser.add_argument("--settings", action="append", default=[], help="EngineSettings as JSON; each gives a row of ours")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--skip-server", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    gpu, interval_s = args.device == "gpu", _SAMPLE_S[args.device]
+    rows: list[Row] = []
+    for folder in args.artifact:
+        rows += [*compare_settings(folder, args), *compare_programs(folder, args)]
+    modes = MODES[args.device] if args.modes is None else tuple(m for m in args.modes.split(",") if m != "none")
+    read = reader(args.device == "gpu")
+    rows += [measured("run_transformers", [str(args.source.resolve()), mode], read, _SAMPLE_S[args.device]) for mode in modes]
+    title = f"{args.source.name}: an image, {TEXT_TOKENS} text tokens, {NEW_TOKENS} new tokens"
+    print_table(title, columns(args.device == "gpu"), [cells(row) for row in rows])
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+def reader(gpu: bool) -> Callable[[int], int | None]:
+    """What is watched of a process: the card's memory in use, or the tree's PSS."""
 
     def read(pid: int) -> int | None:
         report = measure_memory(pid)
         return report.device_used_bytes if gpu else report.pss_bytes
 
-    rows: list[Row] = []
+    return read
+
+
+def compare_settings(folder: Path, args: argparse.Namespace) -> Iterator[Row]:
+    """A row of ours for each of the settings, with llama-bench's beside it."""
+    gpu, interval_s = args.device == "gpu", _SAMPLE_S[args.device]
+    read, artifact = reader(gpu), load_artifact(folder)
     base: dict[str, Any] = {"threads": args.threads} | ({} if gpu else {"gpu_layers": 0})
-    chosen = [base | json.loads(text) for text in args.settings] or [base]
-    for folder in args.artifact:
-        artifact = load_artifact(folder)
-        for settings in chosen:
-            row = measured("run_edgemed", [str(folder.resolve()), settings], read, interval_s)
-            rows.append(
-                Row(**{**asdict(row), "program": f"{row.program} {json.dumps({k: v for k, v in settings.items() if k not in base})}"})
-            )
-            if args.bin_dir and row.detail and not row.detail.startswith("failed"):
-                depth = int(json.loads(row.detail)["depth"]) + TEXT_TOKENS
-                rows.append(llama_bench(args.bin_dir / "llama-bench", artifact.llm_path, depth, gpu, args.threads, settings))
-        if args.bin_dir:
-            pair = artifact.llm_path, artifact.mmproj_path
-            with tempfile.TemporaryDirectory() as scratch:
-                image = Path(scratch) / "image.png"
-                size_px = artifact.manifest.image.size_px
-                Image.fromarray(images(size_px)[0]).save(image)
+    for settings in [base | json.loads(text) for text in args.settings] or [base]:
+        row = measured("run_edgemed", [str(folder.resolve()), settings], read, interval_s)
+        yield replace(row, program=f"{row.program} {json.dumps({k: v for k, v in settings.items() if k not in base})}")
+        if args.bin_dir and "bench" in args.programs.split(",") and not row.detail.startswith("failed"):
+            depth = int(json.loads(row.detail)["depth"]) + TEXT_TOKENS
+            job = partial(llama_bench, args.bin_dir / "llama-bench", artifact.llm_path, depth, gpu, args.threads, settings)
+            yield watched("llama-bench", job, lambda: read(os.getpid()), interval_s)
 
-                def mtmd(pair: tuple[Path, Path] = pair, image: Path = image) -> Row:
-                    return llama_mtmd(args.bin_dir / "llama-mtmd-cli", *pair, image, gpu, args.threads)
 
-                def server(pair: tuple[Path, Path] = pair, size_px: int = size_px) -> Row:
-                    return llama_server(args.bin_dir / "llama-server", *pair, size_px, gpu, args.threads)
-
-                rows.append(watched(mtmd, lambda: read(os.getpid()), interval_s))
-                if not args.skip_server:
-                    rows.append(watched(server, lambda: read(os.getpid()), interval_s))
-    modes = MODES[args.device] if args.modes is None else tuple(m for m in args.modes.split(",") if m != "none")
-    rows += [measured("run_transformers", [str(args.source.resolve()), mode], read, interval_s) for mode in modes]
-    memory = "device GB" if gpu else "PSS GB"
-    columns = ("program", "static GB", "dynamic GB", memory, "encode ms", "first token ms", "decode tokens/s", "")
-    print_table(f"{args.source.name}: an image, {TEXT_TOKENS} text tokens, {NEW_TOKENS} new tokens", columns, [cells(row) for row in rows])
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+def compare_programs(folder: Path, args: argparse.Namespace) -> Iterator[Row]:
+    """llama.cpp's own programs for images, with the same pair of files."""
+    if not args.bin_dir:
+        return
+    gpu, artifact = args.device == "gpu", load_artifact(folder)
+    pair, size_px = (artifact.llm_path, artifact.mmproj_path), artifact.manifest.image.size_px
+    with tempfile.TemporaryDirectory() as scratch:
+        image = Path(scratch) / "image.png"
+        Image.fromarray(images(size_px)[0]).save(image)
+        jobs = {
+            "mtmd": partial(llama_mtmd, args.bin_dir / "llama-mtmd-cli", *pair, image, gpu, args.threads),
+            "server": partial(llama_server, args.bin_dir / "llama-server", *pair, size_px, gpu, args.threads),
+        }
+        for name, job in jobs.items():
+            if name in args.programs.split(","):
+                yield watched(f"llama.cpp's {name}", job, lambda: reader(gpu)(os.getpid()), _SAMPLE_S[args.device])
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ class Suited(_Frozen):
     context_tokens: int = Field(default=2048, ge=256)
     micro_batch: int = Field(default=512, ge=32)
     kv_type: Literal["f16", "q8_0"] = "f16"
-    vision_flash_attention: Literal["on", "off"] = "off"
+    vision_flash_attention: Literal["auto", "on", "off"] = "auto"
 
 
 class Profile(_Frozen):

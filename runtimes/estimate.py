@@ -26,7 +26,7 @@ from runtimes.compute import Setup, Usage, llm_compute, tower_compute
 from runtimes.gguf_header import TensorInfo
 from runtimes.graph import ALIGNMENT, CPU, CUDA_ROW_PADDING, GPU, Place, align
 from runtimes.messages import EngineSettings
-from runtimes.shape import LlmShape, PairShape
+from runtimes.shape import LlmShape, PairShape, tower_flash_attention
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 # Rows of logits that one batch may ask for (or slots, if they are more); libllama makes contexts with it.
@@ -37,7 +37,8 @@ PROGRAM_BYTES = 114_000_000
 # Measured: llama.cpp's vocabulary, an entry of its tokens and one of its merges.
 TOKEN_BYTES = 160
 MERGE_BYTES = 175
-# Measured: an image's rows in libmtmd, in ours, in the embedding cache, and on their way to llama.cpp.
+# Measured: an image's rows in libmtmd, in ours, in the embedding cache, and on their way to llama.cpp. With the tower on a GPU, memory
+# for the next image's is made ready as well (vision.py).
 ROW_COPIES = 4
 # Measured on an H100 beyond an engine's context: cuBLAS with its kernels for a tower and for a language model's layers; copies of
 # layers that stay in main memory, made for large batches; attention without flash attention; a context not made small (libcuda.py).
@@ -118,7 +119,8 @@ def estimate_memory(shape: PairShape, settings: EngineSettings, host: Host, tens
     usage = llm_compute(llm, setup, layer_places, output_place, places, sizes, host.threads)
     tower_place = place_of_tower(settings, host)
     tower_places: tuple[Place, ...] = (GPU, CPU) if tower_place == GPU else (CPU,)
-    tower = tower_compute(shape.tower, settings.vision_flash_attention == "on", tower_places, sizes, host.threads)
+    flash = tower_flash_attention(settings.vision_flash_attention, shape.tower.head_dim, tower_place == GPU)
+    tower = tower_compute(shape.tower, flash, tower_places, sizes, host.threads)
     row = sizes(setup.kv_type, (llm.kv_width, setup.padded_cells))
     items = [
         *_weights(llm, layer_places, output_place, settings, host),
@@ -126,7 +128,7 @@ def estimate_memory(shape: PairShape, settings: EngineSettings, host: Host, tens
         *(Item("cache", place, 2 * row * layer_places.count(place)) for place in places),
         Item("output", CPU, 4 * llm.vocab * settings.slots),
         *_computed(usage, tower),
-        *_images(shape, settings),
+        *_images(shape, settings, ROW_COPIES + (tower_place == GPU)),
         Item("program", CPU, PROGRAM_BYTES + TOKEN_BYTES * llm.vocab + MERGE_BYTES * llm.merges),
     ]
     if GPU in places or tower_place == GPU:
@@ -234,12 +236,12 @@ def _computed(llm: Usage, tower: Usage) -> list[Item]:
     return [*items, Item("scratch", CPU, llm.scratch_bytes + tower.scratch_bytes)]
 
 
-def _images(shape: PairShape, settings: EngineSettings) -> list[Item]:
+def _images(shape: PairShape, settings: EngineSettings, copies: int) -> list[Item]:
     """Pixels as numbers, twice, and the rows of an image a slot: those beyond the first only in the embedding cache."""
     rows = 4 * shape.image_tokens * shape.tower.out_width
     pixels = 4 * 3 * shape.tower.size_px**2
     kept = min((settings.slots - 1) * rows, settings.embedding_cache_bytes)
-    return [Item("images", CPU, ROW_COPIES * rows + 2 * pixels + kept)]
+    return [Item("images", CPU, copies * rows + 2 * pixels + kept)]
 
 
 def _grains(items: list[Item]) -> int:

@@ -89,9 +89,9 @@ def set_tensor(tensor: int, values: I32) -> None:
     _base.ggml_backend_tensor_set(tensor, values.ctypes.data, 0, values.nbytes)
 
 
-def set_exact(tensor: int) -> None:
-    """Have a graph's node, if it is a matrix product or an attention, add up in float32."""
-    _base.ggml_prec_set_acc(tensor, _PREC_F32)
+def set_exact(tensor: int) -> bool:
+    """Have a graph's node, if it is a matrix product or an attention, add up in float32; whether it is one."""
+    return bool(_base.ggml_prec_set_acc(tensor, _PREC_F32))
 
 
 def gpu_devices() -> list[tuple[int, str]]:
@@ -321,8 +321,7 @@ def find_token_rows(path: Path) -> Callable[[Sequence[int]], F32] | None:
         if not convert:  # float32 has no conversion
             return taken.view(np.float32)
         out = np.empty((len(ids), width), np.float32)
-        for source, target in zip(taken, out, strict=True):
-            convert(source.ctypes.data, target.ctypes.data, width)
+        convert(taken.ctypes.data, out.ctypes.data, out.size)  # rows are whole blocks, so that all of them are one row
         return out
 
     return rows

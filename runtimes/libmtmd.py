@@ -29,6 +29,8 @@ I32 = NDArray[np.int32]
 
 _GGML_TYPE_I32 = 26
 _SOURCES = 10  # GGML_MAX_SRC
+# The graph's index inputs that `encode` can overwrite.
+_INPUTS = (b"positions", b"patches")
 
 
 class _Tensor(ctypes.Structure):
@@ -74,6 +76,11 @@ class VisionTower:
         self._exact = exact
         self._wanted: dict[bytes, I32] = {}
         self._written: set[bytes] = set()
+        # Addresses of the nodes at which there was something to do, in this encode and as known from earlier ones.
+        self._done: set[int] = set()
+        self._places: set[int] = set()
+        self._remembers = True
+        self._spare: F32 | None = None
         params = lib.mtmd_context_params_default()
         params.use_gpu = gpu is not None
         params.device = gpu
@@ -82,7 +89,7 @@ class VisionTower:
         params.warmup = False  # the self-check or the first image does it
         params.flash_attn_type = int(flash_attention)
         # Kept as an attribute: libmtmd calls it as long as the tower lives.
-        self._callback = libllama.lib.ggml_backend_sched_eval_callback(self._on_node) if rewritable or exact else None
+        self._callback = self._node_callback() if rewritable or exact else None
         if self._callback is not None:
             params.cb_eval = self._callback
         # No text model: the rows are fed by us, and the pair was checked before (gguf_check.py).
@@ -102,8 +109,7 @@ class VisionTower:
         """
         if len(pixels) != self._size_px * self._size_px * 3:
             raise EngineError(f"Expected {self._size_px}² RGB pixels, found {len(pixels)} bytes.", "Prepare the image again.")
-        self._wanted = {name: values for name, values in ((b"positions", positions), (b"patches", patches)) if values is not None}
-        self._written = set()
+        self._wanted = {name: values for name, values in zip(_INPUTS, (positions, patches), strict=True) if values is not None}
         buffer = (ctypes.c_uint8 * len(pixels)).from_buffer_copy(pixels)
         bitmap = lib.mtmd_bitmap_init(self._size_px, self._size_px, buffer)
         chunks = lib.mtmd_input_chunks_init()
@@ -123,32 +129,79 @@ class VisionTower:
             raise EngineError(f"libmtmd refused an image (code {code}).", "Report this as a fault of edgemed.")
         chunk = lib.mtmd_input_chunks_get(chunks, 0)
         rows = int(lib.mtmd_input_chunk_get_n_tokens(chunk))
-        code = lib.mtmd_encode_chunk(self._ctx, chunk)
+        code = self._run(chunk)
         if code != 0:
             raise EngineError(f"libmtmd could not encode an image (code {code}).", "Free some memory and try again.")
         if missed := self._wanted.keys() - self._written:
             name = missed.pop().decode()
             raise EngineError(f"llama.cpp's vision graph has no input '{name}' to correct.", "Install the pinned llama-cpp-python.")
         pointer = lib.mtmd_get_output_embd(self._ctx)
-        return np.ctypeslib.as_array(pointer, shape=(rows, self._width)).copy()
+        return self._keep(np.ctypeslib.as_array(pointer, shape=(rows, self._width)))
 
-    def _on_node(self, tensor: int, ask: bool, _user: object) -> bool:
-        # Called before a part of the graph runs (ask), when its inputs already lie on the device that will read them. There they
-        # may be copies with longer names: "CUDA0#positions#0". False: no need to stop after this node.
-        if ask and self._exact:
-            libllama.set_exact(tensor)
-        if ask and self._wanted.keys() - self._written:
-            sources = _Tensor.from_address(tensor).src
-            for address in sources:
-                if address is None:
-                    break
-                source = _Tensor.from_address(address)
-                if source.type == _GGML_TYPE_I32:
-                    self._write(address, source)
-        return False
+    def _keep(self, rows: F32) -> F32:
+        """A copy of rows that libmtmd overwrites at the next encode."""
+        out, self._spare = self._spare, None
+        if out is None or out.shape != rows.shape:
+            return rows.copy()
+        np.copyto(out, rows)
+        return out
 
-    def _write(self, address: int, tensor: _Tensor) -> None:
-        for name, values in self._wanted.items():
-            if name in tensor.name and tensor.ne[0] == values.size:
-                libllama.set_tensor(address, values)
-                self._written.add(name)
+    def prepare(self, rows: int) -> None:
+        """Get memory for the next image's rows ready: pages that are new have to be cleared by the system at their first use."""
+        if self._spare is None:
+            self._spare = np.empty((rows, self._width), np.float32)
+            self._spare.fill(0)
+
+    def _run(self, chunk: int) -> int:
+        """Encode with whatever the graph's nodes need; libmtmd's code."""
+        code = self._run_once(chunk)
+        if self._places and self._done != self._places:
+            # Another graph than before: it is looked at whole, now and from now on.
+            self._remembers = False
+            self._places.clear()
+            code = self._run_once(chunk)
+        if self._remembers:
+            self._places |= self._done
+        return code
+
+    def _run_once(self, chunk: int) -> int:
+        self._done, self._written = set(), set()
+        return int(lib.mtmd_encode_chunk(self._ctx, chunk))
+
+    def _node_callback(self) -> object:
+        """What llama.cpp calls before a part of the graph runs, when its inputs already lie on the device that will read them.
+
+        It is called for each of some 800 nodes before the first is computed, so that its time adds to the encode's. libmtmd draws the
+        graph in the same memory each time: from the second encode on, only the nodes known from the first are looked at.
+        """
+        places, visit = self._places, self._visit
+
+        def on_node(node: int, _ask: bool, _user: object) -> bool:
+            if node in places or not places:
+                visit(node)
+            return False  # no need to stop after this node, and so no call after it
+
+        callback: object = libllama.lib.ggml_backend_sched_eval_callback(on_node)
+        return callback
+
+    def _visit(self, node: int) -> None:
+        if self._exact and libllama.set_exact(node):
+            self._done.add(node)
+        for address in _Tensor.from_address(node).src:
+            if address is None:
+                break
+            source = _Tensor.from_address(address)
+            if source.type == _GGML_TYPE_I32 and (name := _input_name(source)):
+                self._done.add(node)
+                self._write(name, address, source)
+
+    def _write(self, name: bytes, address: int, tensor: _Tensor) -> None:
+        values = self._wanted.get(name)
+        if values is not None and tensor.ne[0] == values.size:
+            libllama.set_tensor(address, values)
+            self._written.add(name)
+
+
+def _input_name(tensor: _Tensor) -> bytes | None:
+    """Which of the index inputs it is; on a GPU it is a copy with a longer name: "CUDA0#positions#0"."""
+    return next((name for name in _INPUTS if name in tensor.name), None)

@@ -44,7 +44,8 @@ class EngineSettings:
     device: int = 0
     kv_type: Literal["f16", "f32", "bf16", "q8_0"] = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
-    vision_flash_attention: Literal["on", "off"] = "off"
+    # "auto": on a CUDA device where the tower's heads have a size that this makes faster (shape.py).
+    vision_flash_attention: Literal["auto", "on", "off"] = "auto"
     # Where the vision tower is computed; "auto": where the layers are, the GPU if any is there.
     tower: Literal["auto", "gpu", "cpu"] = "auto"
     # Compare the tower with the manifest's certificate at the first load by this runtime.

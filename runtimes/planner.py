@@ -21,7 +21,7 @@ from runtimes.devices import Profile
 from runtimes.estimate import Estimate, Host, TensorBytes, estimate_memory
 from runtimes.graph import CPU, GPU
 from runtimes.messages import EngineSettings
-from runtimes.shape import PairShape
+from runtimes.shape import PairShape, tower_flash_attention
 
 # Kept for question and answer beside an image where the context shrinks.
 LEAST_TEXT_TOKENS = 256
@@ -171,7 +171,7 @@ def _off_the_gpu(
     settings: EngineSettings, shape: PairShape, target: Target, wish: Wish, estimate: Callable[[EngineSettings], Estimate]
 ) -> Iterator[_Step]:
     """The tower's attention, the tower, then as many layers as must."""
-    if settings.vision_flash_attention == "off":
+    if not tower_flash_attention(settings.vision_flash_attention, shape.tower.head_dim, settings.tower == "gpu"):
         settings = replace(settings, vision_flash_attention="on")
         yield _Step(settings, "The tower computes attention in tiles (flash attention), which needs less room")
     if target.profile.unified:

@@ -20,14 +20,15 @@ _KEPT = 100
 
 
 def check_vision(
-    encoder: VisionEncoder, manifest: Manifest, runtime: str, device: str, settings: EngineSettings
+    encoder: VisionEncoder, manifest: Manifest, runtime: str, device: str, flash_attention: bool, settings: EngineSettings
 ) -> tuple[VisionCheck, float | None]:
     """Set the encoder's mode, by memory or by probe. Raises EngineLoadError where no mode agrees with the certificate."""
     certificate = manifest.certificate
     if certificate is None or not settings.self_check:
         return "skipped", None
     reference = manifest.files[manifest.vision.file].sha256
-    key = f"{runtime}|{device}|flash attention {settings.vision_flash_attention}|{reference}|{hash(certificate.expected_vision)}"
+    attention = "on" if flash_attention else "off"
+    key = f"{runtime}|{device}|flash attention {attention}|{reference}|{hash(certificate.expected_vision)}"
     known = _load()
     mode = known.get(key)
     if mode in ("plain", "rewrite"):

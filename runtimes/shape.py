@@ -11,12 +11,18 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
+from typing import Literal
 
 from edgemed.core.errors import ArtifactError
 from edgemed.core.manifest import Artifact
 from runtimes.gguf_header import ArrayLength, Header, TensorInfo, read_header
 
 TensorBytes = Callable[[int, tuple[int, ...]], int | None]
+
+# Head sizes for which llama.cpp's CUDA backend computes attention on tensor cores (fattn.cu). A tower with others, such as SigLIP
+# so400m with 72, is slower with flash attention than without (docs/LOG.md, 2026-11-22).
+FAST_HEADS = frozenset({64, 80, 96, 112, 128, 256})
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
@@ -73,6 +79,10 @@ class TowerShape:
     tensors: dict[str, TensorInfo]
 
     @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
     def patches(self) -> int:
         return (self.size_px // self.patch_px) ** 2
 
@@ -95,11 +105,21 @@ class PairShape:
     image_tokens: int
 
 
+def tower_flash_attention(wanted: Literal["auto", "on", "off"], head_dim: int, on_cuda: bool) -> bool:
+    """Whether a tower with heads of this size is computed with flash attention; "auto" takes the faster way."""
+    return wanted == "on" or (wanted == "auto" and on_cuda and head_dim in FAST_HEADS)
+
+
+def read_tower(path: Path, tensor_bytes: TensorBytes) -> TowerShape:
+    """The tower's header alone. Raises ArtifactError."""
+    return _tower_shape(read_header(path, tensor_bytes))
+
+
 def read_shape(artifact: Artifact, tensor_bytes: TensorBytes) -> PairShape:
     """Read both headers. Raises ArtifactError."""
     llm = read_header(artifact.llm_path, tensor_bytes)
-    tower = read_header(artifact.mmproj_path, tensor_bytes)
-    return PairShape(artifact.manifest.name, _llm_shape(llm), _tower_shape(tower), artifact.manifest.vision.image_tokens)
+    tower = read_tower(artifact.mmproj_path, tensor_bytes)
+    return PairShape(artifact.manifest.name, _llm_shape(llm), tower, artifact.manifest.vision.image_tokens)
 
 
 def _number(header: Header, key: str, default: int | None = None) -> int:

@@ -39,6 +39,9 @@ class Tower(Protocol):
     def encode(self, pixels: bytes, positions: I32 | None = None, patches: I32 | None = None) -> F32:
         """RGB bytes → float32 [patches, width]."""
 
+    def prepare(self, rows: int) -> None:
+        """Get memory for the next image's rows ready."""
+
 
 def hash_image(pixels: bytes) -> str:
     """Hex SHA-256: an image's key in the cache and in prefixes (core.images.hash_pixels of the same pixels)."""
@@ -55,8 +58,7 @@ class VisionEncoder:
 
     def encode(self, pixels: bytes) -> F32:
         """RGB bytes of the tower's size → float32 [image_tokens, width]. Raises EngineError."""
-        record = self._record
-        n = record.image_tokens - record.keep_cls + record.skip_first_token
+        record, n = self._record, self._patches
         positions: I32 | None = None
         patches: I32 | None = None
         cls_row = 0
@@ -72,6 +74,15 @@ class VisionEncoder:
         if rows.shape[0] != record.image_tokens:
             raise EngineError(f"Expected {record.image_tokens} rows for an image, found {rows.shape[0]}.", "Convert the model again.")
         return np.ascontiguousarray(rows)
+
+    def prepare(self) -> None:
+        """Get memory for the next image ready, where there is time for it."""
+        self._tower.prepare(self._patches)
+
+    @property
+    def _patches(self) -> int:
+        """Rows that the graph gives."""
+        return self._record.image_tokens - self._record.keep_cls + self._record.skip_first_token
 
     def check(self, certificate: Certificate) -> float:
         """Find the mode whose probe agrees with the certificate, keep it, and return its relative L2. Raises EngineLoadError."""
@@ -145,6 +156,8 @@ class EncodeThread:
 
     def _run(self) -> None:
         while True:
+            if not self._on_cpu:
+                self._encoder.prepare()  # while the GPU is filling the last image's prompt in
             key, pixels = self._queue.get()
             if not self._on_cpu:
                 self._encode(key, pixels)

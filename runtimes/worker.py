@@ -27,6 +27,7 @@ from runtimes.libmtmd import VisionTower
 from runtimes.messages import EngineSettings, LoadReport, Token, VisionCheck
 from runtimes.probes import check_vision
 from runtimes.scheduler import Scheduler
+from runtimes.shape import read_tower, tower_flash_attention
 from runtimes.system import keep_freed_memory, physical_cores
 from runtimes.vision import EncodeThread, VisionEncoder
 from runtimes.wire import Cancel, Command, Load, pack_frame, read_frame, write_frame
@@ -102,10 +103,7 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     llm = libllama.LanguageModel(artifact.llm_path, settings, threads, no_space_prefix=own_blanks)
     device = gpu[1] if gpu and settings.gpu_layers != 0 else "CPU"
     tower_device = gpu[1] if gpu and settings.tower != "cpu" and not command.text_only else "CPU"
-    encoder = None if command.text_only else _load_tower(command, llm.width, threads, gpu)
-    checked: tuple[VisionCheck, float | None] = ("skipped", None)
-    if encoder is not None:
-        checked = check_vision(encoder, manifest, libllama.runtime_version(), tower_device, settings)
+    encoder, checked = _load_tower(command, llm.width, threads, gpu, tower_device)
     threads_of_encode: list[EncodeThread] = []
     ahead = device != "CPU"
     scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send, ahead)
@@ -142,19 +140,28 @@ def _find_gpu(settings: EngineSettings) -> tuple[int, str] | None:
     return gpus[settings.device] if gpus else None
 
 
-def _load_tower(command: Load, width: int, threads: int, gpu: tuple[int, str] | None) -> VisionEncoder:
+def _load_tower(
+    command: Load, width: int, threads: int, gpu: tuple[int, str] | None, device: str
+) -> tuple[VisionEncoder | None, tuple[VisionCheck, float | None]]:
+    """The tower, checked, and how. `device`: what it is computed on, by name."""
     artifact, settings, manifest = command.artifact, command.settings, command.artifact.manifest
+    if command.text_only:
+        return None, ("skipped", None)
+    handle = gpu[0] if gpu and settings.tower != "cpu" else None
+    heads = read_tower(artifact.mmproj_path, libllama.tensor_bytes).head_dim
+    flash = tower_flash_attention(settings.vision_flash_attention, heads, handle is not None and libllama.has_gpu_library())
     tower = VisionTower(
         artifact.mmproj_path,
         manifest.image.size_px,
         width,
         threads,
-        gpu[0] if gpu and settings.tower != "cpu" else None,
+        handle,
         rewritable=manifest.vision.tower == "clip",
-        flash_attention=settings.vision_flash_attention == "on",
+        flash_attention=flash,
         exact=gpu is not None and manifest.vision.quant in ("F16", "BF16"),
     )
-    return VisionEncoder(tower, manifest)
+    encoder = VisionEncoder(tower, manifest)
+    return encoder, check_vision(encoder, manifest, libllama.runtime_version(), device, flash, settings)
 
 
 def limit_memory(size: int | None) -> None:

@@ -231,7 +231,42 @@ def test_each_thing_given_up_has_its_reason() -> None:
     assert 0 < plan.settings.gpu_layers < 33 and plan.settings.tower == "cpu" and plan.settings.kv_type == "q8_0"
     text = "\n".join(plan.reasons)
     assert f"{plan.settings.gpu_layers} of 33 layers are on the GPU" in text and "and 3.00 GB are there" in text
-    assert text.count("were needed") == 5  # micro-batch, cache, the tower's attention, the tower, layers
+    assert text.count("were needed") == 4  # micro-batch, cache, the tower, layers; its attention is in tiles from the start
+
+
+def with_heads(heads: int) -> PairShape:
+    pair = big_pair()
+    return replace(pair, tower=replace(pair.tower, heads=heads))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "heads", "device", "gpu", "expected"),
+    [
+        ("auto", 16, "gpu", True, True),  # 1024 / 16 = 64, as CLIP-L
+        ("auto", 8, "gpu", True, True),
+        ("auto", 14, "gpu", True, False),  # 73, no size that CUDA has a fast kernel for
+        ("auto", 16, "cpu", False, False),
+        ("auto", 16, "cpu", True, False),
+        ("off", 16, "gpu", True, False),
+        ("on", 14, "gpu", True, True),
+        ("on", 14, "cpu", False, True),
+    ],
+)
+def test_the_towers_attention_is_chosen_by_its_heads(wanted: Any, heads: int, device: Any, gpu: bool, expected: bool) -> None:
+    pair, host = with_heads(heads), Host(gpu, frozenset({"avx2"}), 0, 4)
+    sizes = [
+        estimate_memory(pair, EngineSettings(vision_flash_attention=how, tower=device), host, libllama.tensor_bytes).sum(
+            GPU if device == "gpu" else CPU, "tower compute"
+        )
+        for how in (wanted, "on", "off")
+    ]
+    assert sizes[1] != sizes[2] and sizes[0] == sizes[1 if expected else 2]
+
+
+def test_a_tower_without_a_fast_kernel_takes_tiles_only_for_want_of_room() -> None:
+    plans = [make_plan(with_heads(14), target(gpu=mb * 10**6), Wish(), libllama.tensor_bytes) for mb in (20000, 3000)]
+    assert [plan.settings.vision_flash_attention for plan in plans] == ["auto", "on"]
+    assert any("attention in tiles" in reason for reason in plans[1].reasons)
 
 
 def test_what_was_asked_for_is_kept() -> None:

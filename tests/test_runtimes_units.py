@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import queue
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +18,15 @@ from runtimes_pair import LLM_WIDTH, PATCHES, SIZE_PX, make_artifact, tower_rows
 from edgemed.core.conversation import TEMPLATES, ImageSlot, Text
 from edgemed.core.errors import ArtifactError, EngineLoadError, InputError
 from edgemed.core.manifest import Artifact
+from edgemed.core.probe import probe_pixels, relative_l2
 from runtimes import libllama
 from runtimes.gguf_check import check_pair
+from runtimes.libmtmd import VisionTower
 from runtimes.memory import measure_memory
 from runtimes.messages import EngineSettings
 from runtimes.prompt import build_prompt, common_prefix, tokenize_segments
 from runtimes.sampling import TextStream, log_probability
-from runtimes.vision import EmbeddingCache, VisionEncoder
+from runtimes.vision import EmbeddingCache, EncodeThread, VisionEncoder
 
 
 def test_stop_string_across_pieces() -> None:
@@ -99,6 +102,9 @@ class RuntimeTower:
         graph[order] = rows
         return graph[patches]
 
+    def prepare(self, rows: int) -> None:
+        pass
+
 
 @pytest.mark.parametrize("keep_cls", [False, True])
 @pytest.mark.parametrize(("repaired", "mode"), [(False, "rewrite"), (True, "plain")])
@@ -115,6 +121,76 @@ def test_a_tower_that_never_agrees_is_refused(tmp_path: Path) -> None:
     assert manifest.certificate is not None
     with pytest.raises(EngineLoadError, match="relative distance of .* and"):
         VisionEncoder(RuntimeTower(False), manifest).check(manifest.certificate)
+
+
+class Watched(VisionTower):
+    """A tower that tells which of its graph's nodes were looked at."""
+
+    visited: list[int]
+
+    def _visit(self, node: int) -> None:
+        self.visited.append(node)
+        super()._visit(node)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_nodes_of_a_graph_are_remembered_and_looked_for_again_where_it_is_another(tmp_path: Path, exact: bool) -> None:
+    artifact = make_artifact(tmp_path, "clip")
+    right = tower_rows("clip", tower_tensors("clip", LLM_WIDTH), probe_pixels(SIZE_PX))
+    tower = Watched(artifact.mmproj_path, SIZE_PX, LLM_WIDTH, 1, None, rewritable=True, exact=exact)
+    encoder = VisionEncoder(tower, artifact.manifest)  # rewrites, as CLIP's towers need
+
+    def visited(pixels: bytes = probe_pixels(SIZE_PX).tobytes()) -> int:
+        tower.visited = []
+        encoder.prepare()
+        rows = encoder.encode(pixels)
+        assert relative_l2(rows, right) < 2e-3
+        return len(tower.visited)
+
+    try:
+        tower.visited = []
+        tower.encode(probe_pixels(SIZE_PX).tobytes())  # nothing to write yet
+        whole, known = len(tower.visited), visited()
+        assert whole > 40 and known == visited() == (2 + 2 * 8 + 3 if exact else 2)
+        tower._places.pop()
+        tower._places.add(tower.visited[0] + 1)  # an address at which there is nothing
+        assert visited() == known - 1 + whole
+        assert visited() == visited() == whole, "what has moved once is not relied on again"
+    finally:
+        tower.close()
+
+
+def test_rows_that_were_handed_out_stay(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path)
+    tower = VisionTower(artifact.mmproj_path, SIZE_PX, LLM_WIDTH, 1, None, rewritable=False)
+    encoder = VisionEncoder(tower, artifact.manifest)
+    try:
+        images = [np.full((SIZE_PX, SIZE_PX, 3), value, np.uint8).tobytes() for value in (9, 200)]
+        fresh = [encoder.encode(pixels) for pixels in images]
+        kept = [rows.copy() for rows in fresh]
+        for _ in range(2):
+            encoder.prepare()
+            fresh.append(encoder.encode(images[len(fresh) % 2]))
+        for rows, right in zip(fresh, kept * 2, strict=True):
+            np.testing.assert_array_equal(rows, right)
+    finally:
+        tower.close()
+
+
+@pytest.mark.parametrize("on_cpu", [False, True])
+def test_memory_is_made_ready_before_an_image_comes(tmp_path: Path, on_cpu: bool) -> None:
+    order: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    class Tower(RuntimeTower):
+        def prepare(self, rows: int) -> None:
+            order.put(f"prepare {rows}")
+
+    encoder = VisionEncoder(Tower(False), make_artifact(tmp_path, "clip").manifest)
+    thread = EncodeThread(encoder, lambda encoded: order.put(f"rows {encoded.key}"), on_cpu)
+    ready = [] if on_cpu else [f"prepare {PATCHES}"]
+    for key in ("a", "b"):
+        thread.submit(key, probe_pixels(SIZE_PX).tobytes())
+        assert [order.get(timeout=20) for _ in (*ready, key)] == [*ready, f"rows {key}"]
 
 
 def test_embedding_cache_forgets_the_oldest() -> None:
