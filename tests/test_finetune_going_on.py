@@ -1,4 +1,4 @@
-"""What a recipe may ask for beside the paper's own: an adapter that goes on, mirrored rows, images held out, another image size, compiling."""
+"""What a recipe may ask for beside the paper's own: adapters that go on, mirrored rows, images held out or resized, compiling."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ def test_light_leaves_black_alone_and_stays_in_range() -> None:
 def test_position_embeddings_are_resampled() -> None:
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
-    config = SiglipVisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=56, patch_size=14)
-    tower = SiglipVisionModel(config)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tower = SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=56, patch_size=14))
     embeddings = getattr(tower, "vision_model", tower).embeddings
     with torch.no_grad():  # a ramp from left to right stays one
         embeddings.position_embedding.weight.copy_(torch.arange(16).remainder(4)[:, None].expand(16, 8).float())
@@ -143,6 +143,7 @@ def test_position_embeddings_are_resampled() -> None:
 def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
     model, data = save_model(tmp_path / "model"), save_data(tmp_path / "data", images=2)
     for name, value in (("plain", "false"), ("compiled", "true")):
-        run_stage("vqa", write_recipe(tmp_path / f"{name}.toml", model, data, steps=3, extra=LORA, optim=f"compile = {value}\nllm_rate = 1e-3"))
+        optim = f"compile = {value}\nllm_rate = 1e-3"
+        run_stage("vqa", write_recipe(tmp_path / f"{name}.toml", model, data, steps=3, extra=LORA, optim=optim))
     assert read_losses(tmp_path / "compiled") == pytest.approx(read_losses(tmp_path / "plain"), rel=1e-4)
     assert json.loads((tmp_path / "compiled" / "run.json").read_text())["recipe"]["optim"]["compile"] is True

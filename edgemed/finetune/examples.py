@@ -267,8 +267,8 @@ class Collator:
     The mask is int64 [batch, tokens], 0 where padded; with packed rows bool [batch, 1, tokens, tokens], true where a token (third
     axis) sees another (fourth), and position_ids int64 [batch, tokens] go with it. Images that come as cached features are stacked
     in "features" [images, tokens, width], and "order" int64 tells which of features and then pixels is the batch's first, second …
-    (edgemed/finetune/features.py takes them apart again). Lengths are padded up to a multiple of `multiple`. With `names`, "names" and "broken" hold each row's samples and the
-    unreadable files that it stands in for.
+    (edgemed/finetune/features.py takes them apart again). Lengths are padded up to a multiple of `multiple`. With `names`, "names" and
+    "broken" hold each row's samples and the unreadable files that it stands in for.
     """
 
     def __init__(self, pad_id: int, names: bool = False, multiple: int = 1) -> None:

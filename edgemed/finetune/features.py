@@ -27,12 +27,12 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from edgemed.core.errors import RecipeError, ResourceError
 from edgemed.core.filelock import FileLock
@@ -241,7 +241,7 @@ def accept_features(model: Any) -> None:
             with torch.no_grad():
                 states.append(run(pixels, output_hidden_states=True, **kwargs).hidden_states[_layer_of(model)])
         state = torch.cat(states)[order]
-        return SimpleNamespace(hidden_states=_SameLayer(state), pooler_output=None)
+        return BaseModelOutputWithPooling(hidden_states=_SameLayer(state))
 
     tower.forward = forward
 
