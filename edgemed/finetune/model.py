@@ -239,10 +239,14 @@ def compile_blocks(model: Any) -> None:
     """torch.compile for the repeated blocks of tower and language model: one program serves all blocks of a kind."""
     # Stages in one process, rows with and without a mask, and both kinds of blocks share one budget of recompilations.
     torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len({type(block) for block in module}) == 1:
-            for block in module:
-                block.compile(dynamic=True)
+    for block in repeated_blocks(model):
+        block.compile(dynamic=True)
+
+
+def repeated_blocks(model: Any) -> list[Any]:
+    """The layers of tower and language model."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    return [block for blocks in lists if len({type(block) for block in blocks}) == 1 for block in blocks]
 
 
 def rates(recipe: Recipe) -> dict[str, float]:

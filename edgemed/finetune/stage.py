@@ -31,7 +31,7 @@ from edgemed.finetune.examples import PRELOAD_BYTES, Collator, Examples
 from edgemed.finetune.export import save_checkpoint
 from edgemed.finetune.features import FeatureCache, accept_features, tower_compute, tower_of
 from edgemed.finetune.interrupted import StageInterrupted
-from edgemed.finetune.model import compile_blocks, load_model, rates
+from edgemed.finetune.model import compile_blocks, load_model, rates, repeated_blocks
 from edgemed.finetune.progress import Prepare, Report
 from edgemed.finetune.recipe import DataRecipe, FeatureRecipe, Recipe
 from edgemed.finetune.sampling import StepSampler
@@ -162,7 +162,8 @@ def _trainer(
     steps = optim.max_steps if optim.max_steps > 0 else math.ceil(len(examples) / rows * optim.epochs)
     every = RoundingCallback.REFRESH if recipe.lora and recipe.lora.rounding else 1
     workers = examples.workers if optim.workers is None else optim.workers
-    arguments = _arguments(recipe, steps, every, work, workers, text_rows=any(row.image is None for row in examples.rows))
+    text_rows = any(row.image is None for row in examples.rows)
+    arguments = _arguments(recipe, steps, every, work, workers, text_rows, sorted({type(b).__name__ for b in repeated_blocks(model)}))
     sampler = StepSampler(examples.lengths, rows, steps, recipe.seed, optim.group_by_length)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (tokenizer.eos_token_id or 0)
     image_id = (model.get_base_model() if recipe.lora else model).config.image_token_id
@@ -181,7 +182,9 @@ def _trainer(
     return trainer, stop
 
 
-def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, workers: int, text_rows: bool) -> TrainingArguments:
+def _arguments(
+    recipe: Recipe, steps: int, every: int, work: Workspace, workers: int, text_rows: bool, blocks: list[str]
+) -> TrainingArguments:
     optim = recipe.optim
     gpu = torch.cuda.is_available()
     at_once, accumulation = divide_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
@@ -211,7 +214,7 @@ def _arguments(recipe: Recipe, steps: int, every: int, work: Workspace, workers:
         use_cpu=not gpu and not torch.backends.mps.is_available(),
         # A step without any image leaves the projector without a gradient.
         ddp_find_unused_parameters=text_rows,
-        **({"fsdp": True, "fsdp_config": _sharding(recipe)} if optim.sharding else {}),
+        **({"fsdp": True, "fsdp_config": _sharding(recipe, blocks)} if optim.sharding else {}),
         **(computing_again() if again else {}),
     )
 
@@ -223,10 +226,12 @@ def computing_again() -> dict[str, Any]:
     return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
 
 
-def _sharding(recipe: Recipe) -> dict[str, Any]:
+def _sharding(recipe: Recipe, blocks: list[str]) -> dict[str, Any]:
     return {
         "version": 2,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        # Named, since some versions of transformers list blocks for SigLIP that its tower does not have.
+        "transformer_layer_cls_to_wrap": blocks,
         "state_dict_type": "FULL_STATE_DICT",
         "activation_checkpointing": recipe.optim.gradient_checkpointing,
     }
