@@ -196,6 +196,16 @@ def test_new_joins_parts_and_the_align_stage_starts_there(tmp_path: Path, parts:
     assert (run_stage("align", path) / "run.json").is_file()
 
 
+def test_new_takes_another_image_size(tmp_path: Path, parts: tuple[Path, Path]) -> None:
+    out = new_model(*parts, tmp_path / "new", image_size_px=64)
+    contract = load_contract(out)
+    assert contract is not None and contract.image.size_px == 64
+    assert json.loads((out / "config.json").read_text())["vision_config"]["image_size"] == 64
+    with pytest.raises(RecipeError, match="multiple of"):
+        new_model(*parts, tmp_path / "odd", image_size_px=65)
+    assert not (tmp_path / "odd").exists()
+
+
 def test_new_refuses_what_it_cannot_join(tmp_path: Path, parts: tuple[Path, Path]) -> None:
     llm, tower = parts
     with pytest.raises(CheckpointError, match="no config.json"):

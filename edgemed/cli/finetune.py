@@ -15,6 +15,7 @@ from edgemed.cli.options import (
     Config,
     FeatureLayer,
     ImageMode,
+    ImageSize,
     ImageToken,
     Json,
     LlmFolder,
@@ -41,6 +42,7 @@ def new(
     image_mode: ImageMode = None,
     image_token: ImageToken = "<image>",
     feature_layer: FeatureLayer = -2,
+    image_size: ImageSize = None,
     seed: ProjectorSeed = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -60,6 +62,7 @@ def new(
         image_mode=image_mode or "pad",
         image_token=image_token,
         feature_layer=feature_layer,
+        image_size_px=image_size,
         seed=seed,
     )
     sink.text(str(folder))

@@ -92,6 +92,10 @@ NewOut = Annotated[Path, typer.Option("--out", help="Folder to write; new or emp
 ImageToken = Annotated[
     str, typer.Option("--image-token", help="Token that stands for an image; added to the tokenizer where it is not there.", metavar="TEXT")
 ]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", help="Image side in px where not the tower's own; its position embeddings are resampled.", min=14),
+]
 FeatureLayer = Annotated[int, typer.Option("--feature-layer", help="Which of the tower's hidden states is used.", metavar="N")]
 Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]
 Device = Annotated[str, typer.Option("--device", help="cpu, gpu (or cuda), rtx3050, rtx3080 or jetson.", metavar="NAME")]

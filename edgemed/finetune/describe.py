@@ -25,7 +25,13 @@ from edgemed.finetune.trainer import StageTrainer
 # What is read of each image.
 HEAD_BYTES = 4096
 # What may differ when a run goes on: where things lie, and what leaves the result alone.
-_FREE_KEYS = {"recipe": ("output", "model", "features"), "join": ("llm", "tower"), "optim": ("workers", "save_steps"), "data": ("path",)}
+_FREE_KEYS = {
+    "recipe": ("output", "model", "features"),
+    "join": ("llm", "tower"),
+    "lora": ("adapter",),
+    "optim": ("workers", "save_steps"),
+    "data": ("path",),
+}
 
 Sets = Sequence[tuple[str, int, list[Sample]]]
 
@@ -34,13 +40,14 @@ def describe_run(recipe: Recipe, sets: Sets) -> dict[str, Any]:
     """What a run is: its recipe without paths, and hashes of its data and of the weights it begins with."""
     data = recipe.model_dump(mode="json")
     tables = [("recipe", data), ("optim", data["optim"]), *(("data", d) for d in data["data"])]
-    if data["join"]:
-        tables.append(("join", data["join"]))
+    tables += [(name, data[name]) for name in ("join", "lora") if data[name]]
     for name, table in tables:
         for key in _FREE_KEYS[name]:
             table.pop(key)
     data["data"] = {str(i): d for i, d in enumerate(data["data"])}
     folders = [recipe.model] if recipe.model else [recipe.join.llm, recipe.join.tower] if recipe.join else []
+    if recipe.lora and recipe.lora.adapter:
+        folders.append(recipe.lora.adapter)
     return {"recipe": data, "data": _describe_data(sets), "source": {str(i): _hash_weights(f) for i, f in enumerate(folders)}}
 
 

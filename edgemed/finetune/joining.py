@@ -35,13 +35,15 @@ def new_model(
     image_mode: str = "pad",
     image_token: str = IMAGE_MARKER,
     feature_layer: int = -2,
+    image_size_px: int | None = None,
     seed: int = 0,
 ) -> Path:
     """Join and save; returns `out`. Weights keep the widest type of both parts.
 
     template: of edgemed/core/conversation.py; chatml where the tokenizer has its tokens, else v1. image_token: added to the tokenizer
     where it is not there. A tower with the exact GELU is set to the tanh form, the only one of the two that llama.cpp computes, before
-    anything learns on it. Raises CheckpointError, InputError (an `out` that holds files).
+    anything learns on it. image_size_px: another than the tower's own, a multiple of its patch size. Raises CheckpointError, RecipeError
+    (such a size), InputError (an `out` that holds files).
     """
     for path in (llm, tower):
         if not (path / "config.json").is_file():
@@ -49,13 +51,15 @@ def new_model(
     tokenizer = AutoTokenizer.from_pretrained(llm)
     chosen = find_template(template or ("chatml" if "<|im_end|>" in tokenizer.get_vocab() else "v1"))
     image = tower_preparation(tower, image_mode)
+    if image_size_px:
+        image = image.model_copy(update={"size_px": image_size_px})
     if image_token not in tokenizer.get_vocab():
         tokenizer.add_special_tokens({"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False)
     transformers.set_seed(seed)
     with atomic_folder(out) as part:
         tanh = "gelu_pytorch_tanh" if _activation(tower) == "gelu" else None
-        parts = JoinRecipe(llm=llm, tower=tower, image_token=image_token, feature_layer=feature_layer, tower_activation=tanh)
-        model = join(parts, tokenizer)
+        made = {"image_token": image_token, "feature_layer": feature_layer, "image_size_px": image_size_px, "tower_activation": tanh}
+        model = join(JoinRecipe(llm=llm, tower=tower, **made), tokenizer)
         if image.size_px != model.config.vision_config.image_size:
             raise CheckpointError(
                 f"Expected images of {model.config.vision_config.image_size} px in {tower / 'preprocessor_config.json'}, found"
