@@ -48,7 +48,11 @@ IMAGE = {"mode": "pad", "pad_colour": [0, 0, 0], "mean": [0.485, 0.456, 0.406], 
 # Set, split and share: what is reported, and what choices are made by.
 REPORTED = ("slake:validate", "vqa-rad:all@1/5", "pathvqa:train@1/5")
 DEVELOP = ("slake:train@1/12", "vqa-rad:all@2/20", "pathvqa:train@2/20")
-SETS = ({"name": "slake", "repeat": 3}, {"name": "vqa-rad", "split": "all", "repeat": 3}, {"name": "pathvqa", "split": "train"})
+SETS: tuple[dict[str, Any], ...] = (
+    {"name": "slake", "repeat": 3},
+    {"name": "vqa-rad", "split": "all", "repeat": 3},
+    {"name": "pathvqa", "split": "train"},
+)
 HELD = {"vqa-rad": ["1/5"], "pathvqa": ["1/5"]}
 HELD_TO_DEVELOP = {"slake": ["1/12"], "vqa-rad": ["1/5", "2/20"], "pathvqa": ["1/5", "2/20"]}
 

@@ -43,7 +43,8 @@ class Sample:
     @classmethod
     def single(cls, id: str, image: Path | None, question: str, answer: str, answer_type: AnswerType, **facts: str) -> Sample:
         """A sample of one round; `facts` are modality, organ and native_type."""
-        return cls(id, image, (Turn("user", question, images=1 if image else 0), Turn("assistant", answer)), answer_type, **facts)
+        turns = Turn("user", question, images=1 if image else 0), Turn("assistant", answer)
+        return replace(cls(id, image, turns, answer_type), **facts)  # type: ignore[arg-type]
 
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)

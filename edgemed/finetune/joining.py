@@ -58,8 +58,15 @@ def new_model(
     transformers.set_seed(seed)
     with atomic_folder(out) as part:
         tanh = "gelu_pytorch_tanh" if _activation(tower) == "gelu" else None
-        made = {"image_token": image_token, "feature_layer": feature_layer, "image_size_px": image_size_px, "tower_activation": tanh}
-        model = join(JoinRecipe(llm=llm, tower=tower, **made), tokenizer)
+        parts = JoinRecipe(
+            llm=llm,
+            tower=tower,
+            image_token=image_token,
+            feature_layer=feature_layer,
+            tower_activation=tanh,
+            image_size_px=image_size_px,
+        )
+        model = join(parts, tokenizer)
         if image.size_px != model.config.vision_config.image_size:
             raise CheckpointError(
                 f"Expected images of {model.config.vision_config.image_size} px in {tower / 'preprocessor_config.json'}, found"
