@@ -21,6 +21,7 @@ import argparse
 import gc
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -324,7 +325,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int)
     parser.add_argument("--model", choices=("tiny", "small"), default="tiny", help="TinyLLaVA-1.5B, or SmolLM2-135M under its tower")
     args = parser.parse_args()
-    sharded = args.what.startswith("sharded")
+    sharded = re.fullmatch(r"sharded(-\d+)?", args.what) is not None
     if args.what not in BENCHES and not sharded:
         parser.error(f"expected one of {', '.join(BENCHES)} and sharded, found {args.what}")
     size = SMALL if args.toy or sharded else FULL

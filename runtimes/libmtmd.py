@@ -155,12 +155,12 @@ class VisionTower:
     def _run(self, chunk: int) -> int:
         """Encode with whatever the graph's nodes need; libmtmd's code."""
         code = self._run_once(chunk)
-        if self._places and self._done != self._places:
+        if code == 0 and self._places and self._done != self._places:
             # Another graph than before: it is looked at whole, now and from now on.
             self._remembers = False
             self._places.clear()
             code = self._run_once(chunk)
-        if self._remembers:
+        if code == 0 and self._remembers:
             self._places |= self._done
         return code
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs the train extra")
 
-from safetensors.torch import load_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from edgemed.core.conversation import Turn, find_template  # noqa: E402
 from edgemed.core.errors import CheckpointError, RecipeError  # noqa: E402
@@ -18,10 +19,11 @@ from edgemed.data.samples import mirror, swap_sides  # noqa: E402
 from edgemed.data.splits import leave_out, take_part  # noqa: E402
 from edgemed.finetune import run_stage  # noqa: E402
 from edgemed.finetune.augment import change_light  # noqa: E402
-from edgemed.finetune.examples import Examples  # noqa: E402
+from edgemed.finetune.examples import Collator, Examples, Row  # noqa: E402
 from edgemed.finetune.model import _resample_positions  # noqa: E402
-from edgemed.finetune.recipe import OptimRecipe, load_recipe  # noqa: E402
+from edgemed.finetune.recipe import DataRecipe, OptimRecipe, load_recipe  # noqa: E402
 from edgemed.finetune.stage import load_set  # noqa: E402
+from edgemed.finetune.trainer import _is_out_of_memory  # noqa: E402
 from tests.finetune_fixture import read_losses, save_data, save_model, write_recipe  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -58,10 +60,17 @@ def test_an_adapter_goes_on_where_it_ended(instructed: Path) -> None:
 def test_an_adapter_of_another_shape_or_model_is_refused(instructed: Path) -> None:
     adapter = instructed / "instruct" / "adapter"
     first, data = instructed / "instruct", instructed / "data"
+    wider, empty = (shutil.copytree(adapter, instructed / name) for name in ("wider", "empty"))
+    state = load_file(adapter / "adapter_model.safetensors")
+    name = next(n for n in state if "lora_A" in n)
+    save_file(state | {name: torch.zeros(4, state[name].shape[1] + 8)}, wider / "adapter_model.safetensors")
+    (empty / "adapter_model.safetensors").unlink()
     for number, (text, error, said) in enumerate(
         (
             (f'lora = {{ rank = 2, alpha = 8, adapter = "{adapter}" }}', RecipeError, "4 and 8, found 2 and 8"),
             (f'lora = {{ rank = 4, alpha = 8, adapter = "{instructed}" }}', CheckpointError, "no adapter_config.json"),
+            (f'lora = {{ rank = 4, alpha = 8, adapter = "{wider}" }}', CheckpointError, "found a difference at base_model"),
+            (f'lora = {{ rank = 4, alpha = 8, adapter = "{empty}" }}', CheckpointError, "Expected an adapter's weights"),
         )
     ):
         with pytest.raises(error, match=said):
@@ -95,6 +104,32 @@ def test_mirrored_rows_show_the_mirrored_image(tmp_path: Path) -> None:
         assert torch.equal(one[1].flip(1), other[1])
 
 
+def test_text_alone_is_not_mirrored(tmp_path: Path) -> None:
+    data = save_data(tmp_path / "data", images=1)
+    rows = json.loads((data / "train.json").read_text())
+    told = [{"from": "human", "value": "Which lung has three lobes?"}, {"from": "gpt", "value": "the right one"}]
+    (data / "train.json").write_text(json.dumps([*rows, {"id": "text", "conversations": told}]))
+    samples = load_set(DataRecipe(name="llava", path=data, mirror=True))
+    assert [s.id for s in samples if s.image is None] == ["text"] and len(samples) == 2 * len(rows) + 1
+
+
+def test_lengths_are_padded_to_a_multiple_and_the_loss_stays() -> None:
+    rows = [Row([5, 6, 7], [-100, 6, 7], None), Row([5] * 9, [-100] * 8 + [5], None, starts=(2, 5))]
+    plain, padded = (Collator(0, multiple=multiple)([(row, None) for row in rows]) for multiple in (1, 64))
+    assert plain["input_ids"].shape == (2, 9) and padded["input_ids"].shape == (2, 64)
+    assert torch.equal(padded["labels"][:, :9], plain["labels"]) and bool((padded["labels"][:, 9:] == -100).all())
+    assert torch.equal(padded["attention_mask"][:, :, :9, :9], plain["attention_mask"])
+
+
+def test_a_library_without_memory_for_its_workspace_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for free, expected in ((1 << 20, True), (8 << 30, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 8 << 30))
+        assert _is_out_of_memory(error) is expected
+    assert not _is_out_of_memory(RuntimeError("shapes do not fit"))
+
+
 def test_what_is_held_out_is_not_loaded(tmp_path: Path) -> None:
     data = save_data(tmp_path / "data", images=20)
     config = write_recipe(tmp_path / "run.toml", save_model(tmp_path / "model"), data)
@@ -110,9 +145,9 @@ def test_what_is_held_out_is_not_loaded(tmp_path: Path) -> None:
 
 def test_sets_with_a_folder_an_image_are_divided_by_folder() -> None:
     samples = [Sample(str(i), Path(f"imgs/xmlab{i}/source.jpg"), (Turn("user", "?", 1), Turn("assistant", "!"))) for i in range(50)]
-    parts = [take_part(samples, k, 5) for k in range(1, 6)]
+    parts = [take_part(samples, k, 5, by_folder=True) for k in range(1, 6)]
     assert all(parts) and sorted(int(s.id) for part in parts for s in part) == list(range(50))
-    assert leave_out(samples, ["1/5"]) == [s for s in samples if s not in parts[0]]
+    assert leave_out(samples, ["1/5"], by_folder=True) == [s for s in samples if s not in parts[0]]
 
 
 def test_light_leaves_black_alone_and_stays_in_range() -> None:
@@ -136,8 +171,6 @@ def test_position_embeddings_are_resampled() -> None:
     grid = embeddings.position_embedding.weight.reshape(8, 8, 8)
     assert torch.allclose(grid[0], grid[7], atol=1e-5)
     assert bool((grid[0, 1:, 0] > grid[0, :-1, 0] - 0.1).all()) and float(grid[0, 7, 0] - grid[0, 0, 0]) > 3
-    with pytest.raises(RecipeError, match="multiple of 14"):
-        _resample_positions(tower, 100)
 
 
 def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:

@@ -86,6 +86,9 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_last_one_and_is_gone_on_from(
     ("stage_name", "extra", "optim", "message"),
     [
         ("align", "lora = { rank = 2 }", "", r"\[lora\], though the align stage"),
+        ("vqa", "lora = { rank = 2, base_bits = 4, adapter = 'a' }", "", "lora.adapter beside QLoRA"),
+        ("vqa", "lora = { rank = 2 }", "compile = true\nsharding = true", "optim.compile beside optim.sharding"),
+        ("vqa", "features = { folder = 'f' }", "brightness = 0.1", "brightness or contrast, though a changed image"),
         ("vqa", "lora = { rank = 2, base_bits = 4, rounding = 0.5 }", "sharding = true", "optim.sharding beside QLoRA; lora.rounding"),
         ("vqa", "lora = { rank = 2, base_bits = 5 }", "", "lora.base_bits"),
         ("vqa", "", "batch_sise = 3", "optim.batch_sise: Extra inputs"),

@@ -94,7 +94,7 @@ ImageToken = Annotated[
 ]
 ImageSize = Annotated[
     int | None,
-    typer.Option("--image-size", help="Image side in px where not the tower's own; its position embeddings are resampled.", min=14),
+    typer.Option("--image-size", help="Image side where not the tower's own; its position embeddings are resampled.", metavar="PX", min=14),
 ]
 FeatureLayer = Annotated[int, typer.Option("--feature-layer", help="Which of the tower's hidden states is used.", metavar="N")]
 Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]

@@ -3,9 +3,9 @@
     name = parse_dataset("vqa-rad:all@1/5=../vqa-rad", split="validate")      # DatasetName("vqa-rad", Path, "all", (1, 5))
     samples = load_named(name)
 
-`@1/5` is the first of five parts of the images, told apart by a hash of the image's name (with its folder's, in sets such as SLAKE that
-have a folder an image): VQA-RAD's official split shares nearly all of its test images with training, so that it must be split anew.
-Knows no pixels: one image under two names can be on both sides.
+`@1/5` is the first of five parts of the images, told apart by a hash of the image's name (with its folder's in sets such as SLAKE,
+BY_FOLDER): VQA-RAD's official split shares nearly all of its test images with training, so that it must be split anew. Knows no pixels:
+one image under two names can be on both sides.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from edgemed.core.errors import InputError
 from edgemed.data.readers import load_samples
 from edgemed.data.samples import Sample
 
-_NAMED = re.compile(r"(?P<name>[^:=@]+)(:(?P<split>[^=@]+))?(@(?P<part>\d+)/(?P<parts>\d+))?=(?P<path>.+)", re.DOTALL)
+_NAMED = re.compile(r"(?P<name>[^:=@]+)(:(?P<split>[^=@]+))?(@(?P<part>\d+/\d+))?=(?P<path>.+)", re.DOTALL)
+# Sets that call every image the same, in a folder of its own.
+BY_FOLDER = frozenset({"slake"})
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def parse_dataset(text: str, split: str) -> DatasetName:
     found = _NAMED.fullmatch(text)
     if found is None:
         raise InputError(f"Expected --dataset NAME=PATH, found '{text}'.", "For example: slake=../slake, or vqa-rad:all@1/5=../vqa-rad")
-    part = parse_part(f"{found['part']}/{found['parts']}") if found["part"] else None
+    part = parse_part(found["part"]) if found["part"] else None
     return DatasetName(found["name"], Path(found["path"]), found["split"] or split, part)
 
 
@@ -58,28 +60,21 @@ def parse_part(text: str) -> tuple[int, int]:
 def load_named(dataset: DatasetName) -> list[Sample]:
     """The samples that are meant, in file order. Raises DatasetError."""
     samples = load_samples(dataset.name, dataset.path, dataset.split)
-    return samples if dataset.part is None else take_part(samples, *dataset.part)
+    return samples if dataset.part is None else take_part(samples, *dataset.part, dataset.name in BY_FOLDER)
 
 
-def take_part(samples: Sequence[Sample], part: int, parts: int) -> list[Sample]:
-    """The samples whose images are in the `part`-th (from 1) of `parts`."""
-    return [s for s, number in zip(samples, _numbers(samples), strict=True) if number % parts == part - 1]
+def take_part(samples: Sequence[Sample], part: int, parts: int, by_folder: bool = False) -> list[Sample]:
+    """The samples whose images are in the `part`-th (from 1) of `parts`; `by_folder`: a set's of BY_FOLDER."""
+    return [s for s in samples if _number(s, by_folder) % parts == part - 1]
 
 
-def leave_out(samples: Sequence[Sample], parts: Sequence[str]) -> list[Sample]:
+def leave_out(samples: Sequence[Sample], parts: Sequence[str], by_folder: bool = False) -> list[Sample]:
     """The samples whose images are in none of the parts ('1/5'). Raises InputError."""
     held = [parse_part(part) for part in parts]
-    numbered = zip(samples, _numbers(samples), strict=True)
-    return [s for s, number in numbered if all(number % of != part - 1 for part, of in held)]
+    return [s for s in samples if all(_number(s, by_folder) % of != part - 1 for part, of in held)]
 
 
-def _numbers(samples: Sequence[Sample]) -> list[int]:
-    paths = {s.image for s in samples if s.image}
-    folders = len({path.name for path in paths}) < len(paths)
-    return [_number(s, folders) for s in samples]
-
-
-def _number(sample: Sample, folders: bool) -> int:
+def _number(sample: Sample, by_folder: bool) -> int:
     image = sample.image
-    name = sample.id if image is None else f"{image.parent.name}/{image.name}" if folders else image.name
+    name = sample.id if image is None else f"{image.parent.name}/{image.name}" if by_folder else image.name
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

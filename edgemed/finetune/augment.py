@@ -22,14 +22,14 @@ def normalise_pixels(pixels: torch.Tensor, image: ImagePreparation, moved: Optim
 
 def change_light(x: torch.Tensor, optim: OptimRecipe) -> torch.Tensor:
     """float [n, 3, S, S] in 0…1 → the same, each image's brightness and contrast (about its own mean) changed at random; black stays black,
-    so that padding and the air around a body do."""
+    so that black padding and the air around a body do."""
     if not (optim.brightness or optim.contrast):
         return x
     n = x.shape[0]
     more, steeper = ((torch.rand(n, 1, 1, 1, device=x.device) * 2 - 1) * limit for limit in (optim.brightness, optim.contrast))
     mean = x.mean((1, 2, 3), keepdim=True)
     changed = (x - mean) * (1 + steeper) + mean + more
-    return torch.where(x > 0, changed.clamp(0, 1), x)
+    return torch.where((x > 0).any(1, keepdim=True), changed.clamp(0, 1), x)
 
 
 def move_images(x: torch.Tensor, optim: OptimRecipe, fill: torch.Tensor) -> torch.Tensor:

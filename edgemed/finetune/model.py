@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -26,6 +28,7 @@ from edgemed.core.errors import CheckpointError, MissingExtraError, RecipeError
 from edgemed.finetune.recipe import JoinRecipe, LoraRecipe, Recipe
 
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|dense|fc1|fc2)"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PARTS = ("projector", "llm", "tower")
 
 
@@ -50,9 +53,8 @@ def load_model(recipe: Recipe) -> tuple[Any, Any]:
             f"Expected image.size_px = {model.config.vision_config.image_size} for this tower, found {recipe.image.size_px}.",
             "Correct the recipe.",
         )
-    exact = recipe.lora is not None and (recipe.lora.rounding > 0 or recipe.lora.adapter is not None)
-    # FSDP wants one type in all that it shards together; rounding as the converter rounds, and unmerging, need the exact weights.
-    if recipe.optim.bf16 is True and not recipe.optim.sharding and not exact:
+    # FSDP wants one type in all that it shards together.
+    if recipe.optim.bf16 is True and not recipe.optim.sharding:
         _round_frozen(model, recipe)
     if recipe.lora:
         model = _add_lora(model, recipe)
@@ -65,7 +67,9 @@ def _round_frozen(model: Any, recipe: Recipe) -> None:
     rate = rates(recipe)
     if not rate["tower"]:
         model.model.vision_tower.to(torch.bfloat16)
-    if (recipe.lora and recipe.lora.base_bits == 16) or not rate["llm"]:
+    # Rounding as the converter rounds, and taking an adapter out of the weights again, need them exact.
+    exact = recipe.lora and (recipe.lora.rounding > 0 or recipe.lora.adapter is not None)
+    if not exact and ((recipe.lora and recipe.lora.base_bits == 16) or not rate["llm"]):
         model.model.language_model.to(torch.bfloat16)
         model.lm_head.to(torch.bfloat16)
         model.tie_weights()
@@ -97,13 +101,11 @@ def _load_quantised(recipe: Recipe) -> Any:
 
 def merged(model: Any, recipe: Recipe, tokenizer: Any, adapter: Path) -> Any:
     """A trained model with the saved adapter merged into the exact base weights, which training may have rounded to bfloat16."""
-    from peft import load_peft_weights, set_peft_model_state_dict
-
     full, trained = load_full(recipe, tokenizer), model.get_base_model()
     for part in ("vision_tower", "multi_modal_projector"):
         getattr(full.model, part).load_state_dict(getattr(trained.model, part).state_dict())
     full = _add_lora(full, recipe)  # an adapter that training went on with comes out of the weights first
-    set_peft_model_state_dict(full, load_peft_weights(str(adapter), device="cpu"))
+    _load_adapter(full, adapter)
     return full.merge_and_unload()
 
 
@@ -119,6 +121,11 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     if recipe.tower_activation:
         vision_config.hidden_act = recipe.tower_activation
     if recipe.image_size_px:
+        if recipe.image_size_px % vision_config.patch_size:
+            raise RecipeError(
+                f"Expected an image size that is a multiple of {vision_config.patch_size}, found {recipe.image_size_px}.",
+                "Set join.image_size_px (or --image-size) to one.",
+            )
         vision_config.image_size = recipe.image_size_px
     text_config = AutoConfig.from_pretrained(recipe.llm)
     text_config.vocab_size = _rows_for(text_config.vocab_size, image_id)
@@ -157,8 +164,6 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
 def _resample_positions(tower: Any, size_px: int) -> None:
     """Position embeddings for images of `size_px`, by bicubic interpolation of their grid (Dosovitskiy et al. 2021, section 3.2)."""
     embeddings = getattr(tower, "vision_model", tower).embeddings
-    if size_px % embeddings.patch_size:
-        raise RecipeError(f"Expected an image size that is a multiple of {embeddings.patch_size}, found {size_px}.", "Choose another.")
     old = embeddings.position_embedding.weight
     before, after = embeddings.image_size // embeddings.patch_size, size_px // embeddings.patch_size
     extra = old.shape[0] - before**2  # CLIP's class token stands first
@@ -209,27 +214,43 @@ def _add_lora(model: Any, recipe: Recipe) -> Any:
     return model
 
 
+def _load_adapter(model: Any, folder: Path) -> None:
+    """The weights of a saved adapter into a model's own, all of them. Raises CheckpointError."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    path = folder / ADAPTER_WEIGHTS
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"Expected an adapter's weights in {path}, found none ({error}).", "Copy the folder again.") from error
+    own = {name: value.shape for name, value in get_peft_model_state_dict(model).items()}
+    found = {name: value.shape for name, value in state.items()}
+    if own != found:
+        name = min(n for n in own.keys() | found.keys() if own.get(n) != found.get(n))
+        raise CheckpointError(
+            f"Expected an adapter of this model in {folder}, found a difference at {name}.",
+            "Name the adapter that the model has merged in.",
+        )
+    set_peft_model_state_dict(model, state)
+
+
 @torch.no_grad()
 def _go_on_with(model: Any, folder: Path, lora: LoraRecipe) -> None:
     """Load an adapter that the weights have merged in, and take it out of them."""
-    from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
+    from peft import LoraConfig, PeftConfig
 
     if not (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"Expected an adapter at {folder}, found no adapter_config.json there.", "Check lora.adapter in the recipe.")
     config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig) or config.use_rslora or config.use_dora or config.alpha_pattern or config.rank_pattern:
+        raise CheckpointError(f"Expected a plain LoRA in {folder}, found another kind of adapter.", "Name an adapter of edgemed's own.")
     if (config.r, config.lora_alpha) != (lora.rank, lora.alpha):
         raise RecipeError(
             f"Expected lora.rank and alpha of the adapter in {folder}, {config.r} and {config.lora_alpha:g}, found {lora.rank} and"
             f" {lora.alpha:g}.",
             "Correct the recipe.",
         )
-    found = set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    missing = [name for name in found.missing_keys if "lora_" in name]
-    if missing or found.unexpected_keys:
-        raise CheckpointError(
-            f"Expected an adapter of this model in {folder}, found a difference at {[*missing, *found.unexpected_keys][0]}.",
-            "Name the adapter that the model has merged in.",
-        )
+    _load_adapter(model, folder)
     for module in model.modules():
         if hasattr(module, "lora_A"):
             module.get_base_layer().weight.sub_(module.get_delta_weight("default"))
@@ -238,7 +259,7 @@ def _go_on_with(model: Any, folder: Path, lora: LoraRecipe) -> None:
 def compile_blocks(model: Any) -> None:
     """torch.compile for the repeated blocks of tower and language model: one program serves all blocks of a kind."""
     # Stages in one process, rows with and without a mask, and both kinds of blocks share one budget of recompilations.
-    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)  # its name before torch 2.7, too
     for block in repeated_blocks(model):
         block.compile(dynamic=True)
 

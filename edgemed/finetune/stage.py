@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from edgemed.core.errors import DatasetError, RecipeError, ResourceError
 from edgemed.core.units import parse_bytes
 from edgemed.data import Sample, load_samples
 from edgemed.data.samples import mirror
-from edgemed.data.splits import leave_out
+from edgemed.data.splits import BY_FOLDER, leave_out
 from edgemed.finetune.callbacks import Deadline, Reporter, RoundingCallback, Stop
 from edgemed.finetune.describe import Sets, describe_result, describe_run
 from edgemed.finetune.examples import PRELOAD_BYTES, Collator, Examples
@@ -62,15 +63,12 @@ def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkp
             work.clear()
             return recipe.output
         transformers.set_seed(recipe.seed)
-        if torch.cuda.is_available():
-            # cuDNN's attention builds a plan for every new length, which takes longer than a step does (docs/LOG.md, 2026-11-28).
-            torch.backends.cuda.enable_cudnn_sdp(False)
         model, tokenizer = load_model(recipe)
         examples = build_examples(recipe, per_set, model, tokenizer, prepare)
         if recipe.optim.compile:
             compile_blocks(model)
         trainer, stop = _trainer(recipe, model, tokenizer, examples, work, report)
-        with stop:
+        with stop, without_cudnn_attention():
             result = _run(trainer, work)
         if stop.stopped:
             raise StageInterrupted(trainer.state.global_step, trainer.state.max_steps)
@@ -87,10 +85,10 @@ def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkp
 
 def load_set(data: DataRecipe) -> list[Sample]:
     """A data set's rows without those held out, and mirrored ones after them where the recipe asks for it. Raises DatasetError."""
-    samples = leave_out(load_samples(data.name, data.path, data.split, data.max_missing), data.hold_out)
+    samples = leave_out(load_samples(data.name, data.path, data.split, data.max_missing), data.hold_out, data.name in BY_FOLDER)
     if not samples:
         raise DatasetError(f"Expected rows of {data.name} beside those held out, found none.", "Hold out a smaller share of its images.")
-    return samples + [mirror(s) for s in samples] if data.mirror else samples
+    return samples + [mirror(s) for s in samples if s.image] if data.mirror else samples
 
 
 def _settle(recipe: Recipe) -> Recipe:
@@ -237,10 +235,25 @@ def _sharding(recipe: Recipe, blocks: list[str]) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """cuDNN's attention makes a plan for every new length, and takes a workspace for it (docs/LOG.md, 2026-11-28)."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def _run(trainer: StageTrainer, work: Workspace) -> Any:
     newest = work.newest()
     try:
         return trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise ResourceError(
+            f"Expected a compiler that works for optim.compile, found none ({str(error).splitlines()[0]}).", "Set compile = false."
+        ) from error
     except torch.distributed.DistBackendError as error:
         raise ResourceError(
             f"Expected all processes of this run to the end, found one gone ({str(error).splitlines()[0]}).",
