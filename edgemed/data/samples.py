@@ -41,10 +41,20 @@ class Sample:
         return self.turns[-1].text
 
     @classmethod
-    def single(cls, id: str, image: Path | None, question: str, answer: str, answer_type: AnswerType, **facts: str) -> Sample:
-        """A sample of one round; `facts` are modality, organ and native_type."""
+    def single(
+        cls,
+        id: str,
+        image: Path | None,
+        question: str,
+        answer: str,
+        answer_type: AnswerType,
+        modality: str = "",
+        organ: str = "",
+        native_type: str = "",
+    ) -> Sample:
+        """A sample of one round."""
         turns = Turn("user", question, images=1 if image else 0), Turn("assistant", answer)
-        return replace(cls(id, image, turns, answer_type), **facts)  # type: ignore[arg-type]
+        return cls(id, image, turns, answer_type, modality, organ, native_type)
 
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)

@@ -47,7 +47,7 @@ class RoundingCallback(TrainerCallback):
     The draw depends on the step alone, and checkpoints are taken at multiples of REFRESH, so that a resumed run sees the same errors.
     """
 
-    # Searching the scales of a 135 M model anew takes about as long as a step; between two searches an adapter moves little.
+    # Each time searches all scales anew.
     REFRESH = 16
 
     def __init__(self, model: Any, share: float, seed: int) -> None:

@@ -237,7 +237,7 @@ def _sharding(recipe: Recipe, blocks: list[str]) -> dict[str, Any]:
 
 @contextmanager
 def without_cudnn_attention() -> Iterator[None]:
-    """cuDNN's attention makes a plan for every new length, and takes a workspace for it (docs/LOG.md, 2026-11-28)."""
+    """cuDNN's attention wants a workspace of its own, and is suspected to plan anew for every length (docs/LOG.md, 2026-11-28)."""
     before = torch.backends.cuda.cudnn_sdp_enabled()
     torch.backends.cuda.enable_cudnn_sdp(False)
     try:
