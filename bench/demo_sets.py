@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from edgemed.core.files import save_text
 from edgemed.data import Sample
 
 REQUESTS = ("Describe this image.", "What does this image show?", "Describe the image briefly.", "Give a short description of this image.")
@@ -89,7 +90,7 @@ def build_sets(sets: Mapping[str, Sequence[Sample]], out: Path, seed: int = 0) -
                 rounds += [(s.question, s.answer) for s in draw.sample(group, min(ROUNDS, len(group)))]
                 conversations.append(_row(f"{key}-{number}", where, rounds))
     for file, rows in (("captions", captions), ("conversations", conversations)):
-        (out / f"{file}.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+        save_text(out / f"{file}.json", json.dumps(rows, ensure_ascii=False))
     return {"captions": len(captions), "conversations": len(conversations)}
 
 

@@ -3,10 +3,10 @@
     python -m bench.train_demo --base BASE --tower DIR --data DIR --out DIR --image-size 336 --develop --variant a:140 --variant b:300
 
 BASE is the LLM as an HF checkpoint, or a folder that holds its config and tokenizer with `--gguf FILE` for the weights. All three
-stages are `edgemed finetune`'s own, run in this process, since importing torch three times costs a lent machine half a minute: align
-on descriptions that bench/demo_sets.py makes from the sets' answers, instruct on conversations made of them (a LoRA begins), vqa on
-the sets themselves (the LoRA goes on). A variant is a name, seconds and recipe keys (`b:300,optim.llm_rate=4e-4`) of the last stage;
-all start from one instruct stage.
+stages are `edgemed finetune`'s own, run in this process (or these, under torchrun), since importing torch three times costs a lent
+machine half a minute: align on descriptions that bench/demo_sets.py makes from the sets' answers, instruct on conversations made of
+them (a LoRA begins), vqa on the sets themselves (the LoRA goes on). A variant is a name, seconds and recipe keys
+(`b:300,optim.llm_rate=4e-4`) of the last stage; all start from one instruct stage.
 
 A fifth of the images of VQA-RAD and of PathVQA, and SLAKE's validation split, are for reporting and never trained on. `--develop`
 keeps more images back and scores on those too, so that choices need not be made on what is reported. A score is the share of
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -44,6 +45,7 @@ from edgemed.finetune.rounding import LoraRounding
 from edgemed.finetune.stage import load_set
 
 BEGIN = time.monotonic()
+MAIN = os.environ.get("RANK", "0") == "0"
 IMAGE = {"mode": "pad", "pad_colour": [0, 0, 0], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 # Set, split and share: what is reported, and what choices are made by.
 REPORTED = ("slake:validate", "vqa-rad:all@1/5", "pathvqa:train@1/5")
@@ -58,7 +60,8 @@ HELD_TO_DEVELOP = {"slake": ["1/12"], "vqa-rad": ["1/5", "2/20"], "pathvqa": ["1
 
 
 def log(*what: object) -> None:
-    print(f"[{time.monotonic() - BEGIN:6.1f}]", *what, flush=True)
+    if MAIN:
+        print(f"[{time.monotonic() - BEGIN:6.1f}]", *what, flush=True)
 
 
 def write_base(gguf_path: Path, out: Path) -> None:
@@ -277,6 +280,8 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="no bf16: a dry run")
     args = parser.parse_args()
     if args.gguf:
+        if "RANK" in os.environ:
+            parser.error("expected --gguf in one process: write the base first")
         write_base(args.gguf, args.base)
         log("base written")
     if args.assemble:

@@ -257,7 +257,7 @@ def test_an_image_that_breaks_in_the_middle_of_an_epoch_is_replaced_and_named(tm
     examples = build(loaded, samples, preload_bytes=0)
     assert examples.workers > 0
     (tmp_path / "1.png").write_bytes(b"no image")
-    loader = torch.utils.data.DataLoader(examples, batch_size=2, collate_fn=Collator(0, names=True), num_workers=1)
+    loader = torch.utils.data.DataLoader(examples, batch_size=2, collate_fn=Collator(0, step=True), num_workers=1)
     first = next(iter(loader))
     assert first["names"] == [("s0",), ("s2",)] and first["broken"] == [(), (str(tmp_path / "1.png"),)]
     assert isinstance(examples[1][0], Broken)

@@ -175,8 +175,12 @@ def test_position_embeddings_are_resampled() -> None:
 
 def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
     model, data = save_model(tmp_path / "model"), save_data(tmp_path / "data", images=2)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
     for name, value in (("plain", "false"), ("compiled", "true")):
         optim = f"compile = {value}\nllm_rate = 1e-3"
         run_stage("vqa", write_recipe(tmp_path / f"{name}.toml", model, data, steps=3, extra=LORA, optim=optim))
     assert read_losses(tmp_path / "compiled") == pytest.approx(read_losses(tmp_path / "plain"), rel=1e-4)
     assert json.loads((tmp_path / "compiled" / "run.json").read_text())["recipe"]["optim"]["compile"] is True
+    # one program for all blocks, in one piece: a cache of keys and values made one a block
+    assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]

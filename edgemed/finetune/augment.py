@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -14,10 +16,14 @@ def normalise_pixels(pixels: torch.Tensor, image: ImagePreparation, moved: Optim
     """uint8 [n, S, S, 3] → float32 [n, 3, S, S], (x / 255 − mean) / std; first moved at random by `moved`, where given."""
     x = pixels.permute(0, 3, 1, 2).float() / 255.0
     if moved is not None:
-        x = move_images(change_light(x, moved), moved, torch.tensor(image.pad_colour) / 255.0)
-    mean = torch.tensor(image.mean, device=x.device).view(1, 3, 1, 1)
-    std = torch.tensor(image.std, device=x.device).view(1, 3, 1, 1)
-    return (x - mean) / std
+        x = move_images(change_light(x, moved), moved, _colour(image.pad_colour, x.device) / 255.0)
+    return (x - _colour(image.mean, x.device)) / _colour(image.std, x.device)
+
+
+@functools.lru_cache
+def _colour(values: Sequence[float], device: torch.device) -> torch.Tensor:
+    """float [1, 3, 1, 1]; kept, since a GPU that is sent something new has to finish all that it was given before."""
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, 3, 1, 1)
 
 
 def change_light(x: torch.Tensor, optim: OptimRecipe) -> torch.Tensor:
@@ -33,7 +39,7 @@ def change_light(x: torch.Tensor, optim: OptimRecipe) -> torch.Tensor:
 
 
 def move_images(x: torch.Tensor, optim: OptimRecipe, fill: torch.Tensor) -> torch.Tensor:
-    """float [n, 3, S, S] → the same, each image rotated, scaled and shifted at random within the recipe; outside is `fill`."""
+    """float [n, 3, S, S] → the same, each image rotated, scaled and shifted at random within the recipe; outside is `fill` [1, 3, 1, 1]."""
     if not (optim.rotate_deg or optim.scale or optim.shift):
         return x
     n = x.shape[0]
@@ -45,5 +51,4 @@ def move_images(x: torch.Tensor, optim: OptimRecipe, fill: torch.Tensor) -> torc
     cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
     theta = torch.stack([torch.stack([cos, -sin, uniform(2 * optim.shift)], 1), torch.stack([sin, cos, uniform(2 * optim.shift)], 1)], 1)
     grid = torch.nn.functional.affine_grid(theta, list(x.shape), align_corners=False)
-    colour = fill.to(x.device).view(1, 3, 1, 1)
-    return torch.nn.functional.grid_sample(x - colour, grid, align_corners=False) + colour
+    return torch.nn.functional.grid_sample(x - fill, grid, align_corners=False) + fill

@@ -18,17 +18,22 @@ from edgemed.finetune.progress import Progress, Report
 from edgemed.finetune.rounding import LoraRounding
 
 
-class Clock:
-    """Seconds of training, those before an interruption included."""
+class Clock(TrainerCallback):
+    """Seconds of training as each step ends, those before an interruption included; the first process's, since all must agree on rates
+    and on the last step. `shared`: whether anything depends on it, so that all are told."""
 
-    def __init__(self) -> None:
-        self.begin = time.monotonic()
-
-    def spent_s(self) -> float:
-        return time.monotonic() - self.begin
+    def __init__(self, shared: bool) -> None:
+        self.begin, self.shared, self.spent_s = time.monotonic(), shared, 0.0
 
     def restore(self, spent_s: float) -> None:
-        self.begin = time.monotonic() - spent_s
+        self.begin, self.spent_s = time.monotonic() - spent_s, spent_s
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.spent_s = time.monotonic() - self.begin
+        if self.shared and _several_processes():
+            told = torch.tensor(self.spent_s, dtype=torch.float64, device=args.device)
+            torch.distributed.broadcast(told, src=0)
+            self.spent_s = float(told)
 
 
 class Deadline(TrainerCallback):
@@ -38,7 +43,7 @@ class Deadline(TrainerCallback):
         self.clock, self.minutes = clock, minutes
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = control.should_training_stop or self.clock.spent_s() > 60 * self.minutes
+        control.should_training_stop = control.should_training_stop or self.clock.spent_s > 60 * self.minutes
 
 
 class RoundingCallback(TrainerCallback):
@@ -90,8 +95,12 @@ class Stop(TrainerCallback):
             self.stopped = control.should_save = control.should_training_stop = True
 
 
+def _several_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _any_process(value: bool, device: torch.device) -> bool:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _several_processes():
         return value
     flag = torch.tensor(int(value), device=device)
     torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)

@@ -27,6 +27,8 @@ from edgemed.finetune.pictures import BrokenImages, Pictures
 IGNORE = -100
 # Prepared images are kept in memory up to this: 26,000 of 224 px, 9,000 of 384 px.
 PRELOAD_BYTES = 4_000_000_000
+# Putting 16 rows' features together was seen to take 0.17 s, two thirds of the GPU's time for them (docs/LOG.md, 2026-11-28).
+READY_WORKERS = 2
 
 
 def encode(
@@ -216,8 +218,10 @@ class Examples(Dataset[Item]):
 
     @property
     def workers(self) -> int:
-        """How many loading processes keep a GPU fed: none where nothing is decoded any more."""
-        return 0 if self.pictures.ready else min(8, max(1, (os.cpu_count() or 1) - 1))
+        """How many loading processes keep a GPU fed. Without a GPU none where nothing is decoded any more: there is nothing to wait for."""
+        if not self.pictures.ready:
+            return min(8, max(1, (os.cpu_count() or 1) - 1))
+        return READY_WORKERS if torch.cuda.is_available() else 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -267,12 +271,13 @@ class Collator:
     The mask is int64 [batch, tokens], 0 where padded; with packed rows bool [batch, 1, tokens, tokens], true where a token (third
     axis) sees another (fourth), and position_ids int64 [batch, tokens] go with it. Images that come as cached features are stacked
     in "features" [images, tokens, width], and "order" int64 tells which of features and then pixels is the batch's first, second …
-    (edgemed/finetune/features.py takes them apart again). Lengths are padded up to a multiple of `multiple`. With `names`, "names" and
-    "broken" hold each row's samples and the unreadable files that it stands in for.
+    (edgemed/finetune/features.py takes them apart again). Lengths are padded up to a multiple of `multiple`. What
+    a training step wants beside, with `step`: "names" and "broken" hold each row's samples and the unreadable files that it stands in
+    for, "first" the first position, from 1 on, at which any row has something to learn.
     """
 
-    def __init__(self, pad_id: int, names: bool = False, multiple: int = 1) -> None:
-        self.pad_id, self.names, self.multiple = pad_id, names, multiple
+    def __init__(self, pad_id: int, step: bool = False, multiple: int = 1) -> None:
+        self.pad_id, self.step, self.multiple = pad_id, step, multiple
 
     def __call__(self, rows: Sequence[Item]) -> dict[str, Any]:
         length = -(-max(len(row.ids) for row, _ in rows) // self.multiple) * self.multiple
@@ -286,7 +291,9 @@ class Collator:
         if any(len(row.starts) > 1 for row, _ in rows):
             batch |= _pack_masks([row for row, _ in rows], length)
         batch |= _stack_images([image for _, image in rows if image is not None])
-        if self.names:
+        if self.step:
+            # Found here, since a GPU that is asked for it has to finish all that it was given before.
+            batch["first"] = max(1, int((labels != IGNORE).any(0).int().argmax()))
             batch["names"] = [row.names for row, _ in rows]
             batch["broken"] = [row.files if isinstance(row, Broken) else () for row, _ in rows]
         return batch

@@ -257,15 +257,17 @@ def _go_on_with(model: Any, folder: Path, lora: LoraRecipe) -> None:
 
 
 def compile_blocks(model: Any) -> None:
-    """torch.compile for the repeated blocks of tower and language model: one program serves all blocks of a kind."""
-    # Stages in one process, rows with and without a mask, and both kinds of blocks share one budget of recompilations.
+    """torch.compile for the language model's blocks: one program serves them all. Not for the tower's: transformers watches their outputs,
+    which cuts each of them into pieces (docs/LOG.md, 2026-11-28)."""
+    # Stages in one process, rows with and without a mask share one budget of recompilations.
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)  # its name before torch 2.7, too
-    for block in repeated_blocks(model):
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for block in repeated_blocks(base.model.language_model):
         block.compile(dynamic=True)
 
 
 def repeated_blocks(model: Any) -> list[Any]:
-    """The layers of tower and language model."""
+    """The layers of a tower, a language model or both."""
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
     return [block for blocks in lists if len({type(block) for block in blocks}) == 1 for block in blocks]
 

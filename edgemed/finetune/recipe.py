@@ -110,7 +110,7 @@ class OptimRecipe(Frozen):
     bf16: bool | Literal["auto"] = False
     # Activations are computed again in the backward pass instead of kept: slower, much smaller.
     gradient_checkpointing: bool = False
-    # torch.compile of the repeated blocks: fewer and larger programs on a GPU, for some time before the first steps.
+    # torch.compile of the language model's blocks: fewer and larger programs on a GPU, for some time before the first steps.
     compile: bool = False
     # FSDP: weights and optimizer state are divided among the processes of torchrun.
     sharding: bool = False

@@ -170,7 +170,7 @@ def _trainer(
     if recipe.lora and recipe.lora.rounding:
         callbacks.append(RoundingCallback(model, recipe.lora.rounding, recipe.seed))
     multiple = GPU_LENGTHS if torch.cuda.is_available() else 1
-    data = {"train_dataset": examples, "data_collator": Collator(pad, names=True, multiple=multiple)}
+    data = {"train_dataset": examples, "data_collator": Collator(pad, step=True, multiple=multiple)}
     trainer = StageTrainer(recipe, work, sampler, image_id, model=model, args=arguments, callbacks=callbacks, **data)
     if optim.max_minutes:
         trainer.add_callback(Deadline(trainer.clock, optim.max_minutes))
@@ -206,6 +206,7 @@ def _arguments(
         remove_unused_columns=False,
         dataloader_num_workers=workers,
         dataloader_pin_memory=gpu,
+        accelerator_config={"non_blocking": gpu},
         seed=recipe.seed,
         disable_tqdm=True,
         label_names=["labels"],

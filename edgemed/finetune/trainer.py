@@ -36,7 +36,8 @@ PIECES_NAME = "pieces.json"
 BYTES_PER_TRAINED = 12
 # Of a batch: what has a row an image, not a row a conversation; and what the model is not fed.
 PER_IMAGE = ("pixels", "features", "order")
-NAMES = ("names", "broken")
+WHOLE = ("first",)
+NAMES = ("names", "broken", "first")
 Batch = dict[str, Any]
 
 
@@ -51,7 +52,8 @@ class StageTrainer(Trainer):
         # A loss that is divided by the whole step's tokens must not be divided by the number of micro-batches again.
         self.model_accepts_loss_kwargs = True
         self.recipe, self.workspace, self.sampler, self.image_id = recipe, workspace, sampler, image_id
-        self.clock = Clock()
+        self.clock = Clock(shared=recipe.optim.max_minutes is not None)
+        self.add_callback(self.clock)
         self.losses: deque[float] = deque(maxlen=1)
         self.pieces = _load_pieces(workspace)
         self._step: list[tuple[Batch, torch.Tensor]] = []
@@ -78,7 +80,7 @@ class StageTrainer(Trainer):
             def factor(step: int) -> float:
                 done = step / num_training_steps
                 if optim.max_minutes:
-                    done = max(done, self.clock.spent_s() / (60 * optim.max_minutes))
+                    done = max(done, self.clock.spent_s / (60 * optim.max_minutes))
                 if done < optim.warmup_ratio:
                     return min(1.0, max(done, 1 / num_training_steps) / optim.warmup_ratio)
                 return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
@@ -95,6 +97,7 @@ class StageTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: torch.Tensor | None = None) -> Any:
         """Cross entropy of the answers; logits are made from the first answer's position on only."""
         self._count_broken(inputs)
+        first = inputs["first"]
         inputs = {k: v for k, v in inputs.items() if k not in NAMES}
         moved = self.recipe.optim if model.training else None
         labels, shown = inputs.pop("labels"), tower_input(inputs, lambda pixels: normalise_pixels(pixels, self.recipe.image, moved))
@@ -103,9 +106,9 @@ class StageTrainer(Trainer):
         if inputs["attention_mask"].dim() == 2:
             # Padded on the right: no answer sees padding anyway, and attention without a mask has a faster kernel.
             del inputs["attention_mask"]
-        first = max(1, int((labels != IGNORE).any(0).int().argmax()))
         keep = torch.arange(first - 1, labels.shape[1] - 1, device=labels.device)
-        outputs = model(**inputs, logits_to_keep=keep)
+        # No cache of keys and values: it would be filled for nothing, and each block compiled for the state it finds it in.
+        outputs = model(**inputs, logits_to_keep=keep, use_cache=False)
         logits, wanted = outputs.logits.float(), labels[:, first:]
         total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=IGNORE, reduction="sum")
         # Gradients are averaged over the processes; the tokens were counted over all of them.
@@ -197,7 +200,7 @@ class StageTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
                 if self.args.should_save:
-                    save_text(self.workspace.staging / name / CLOCK_NAME, json.dumps(self.clock.spent_s()))
+                    save_text(self.workspace.staging / name / CLOCK_NAME, json.dumps(self.clock.spent_s))
                     self.workspace.commit(name)
         finally:
             self._staging = False
@@ -245,7 +248,7 @@ def split(batch: Batch, pieces: int, image_id: int) -> Iterator[Batch]:
     images = [0, *(ids == image_id).any(1).long().cumsum(0).tolist()]
     bounds = sorted({rows * i // min(pieces, rows) for i in range(min(pieces, rows) + 1)})
     for start, stop in zip(bounds, bounds[1:], strict=False):
-        piece = {k: v[start:stop] for k, v in batch.items() if k not in PER_IMAGE}
+        piece = {k: v[start:stop] if k not in WHOLE else v for k, v in batch.items() if k not in PER_IMAGE}
         yield piece | take_images(batch, images[start], images[stop])
 
 
