@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +18,7 @@ from edgemed.core.errors import CheckpointError, RecipeError  # noqa: E402
 from edgemed.data import Sample  # noqa: E402
 from edgemed.data.samples import mirror, swap_sides  # noqa: E402
 from edgemed.data.splits import leave_out, take_part  # noqa: E402
-from edgemed.finetune import run_stage  # noqa: E402
+from edgemed.finetune import callbacks, run_stage  # noqa: E402
 from edgemed.finetune.augment import change_light  # noqa: E402
 from edgemed.finetune.examples import Collator, Examples, Row  # noqa: E402
 from edgemed.finetune.model import _resample_positions  # noqa: E402
@@ -184,3 +185,23 @@ def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "compiled" / "run.json").read_text())["recipe"]["optim"]["compile"] is True
     # one program for all blocks, in one piece: a cache of keys and values made one a block
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+
+
+def test_all_processes_go_by_the_first_ones_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broadcast(told: torch.Tensor, src: int) -> None:
+        assert src == 0
+        told.fill_(61.0)
+
+    monkeypatch.setattr(callbacks, "_several_processes", lambda: True)
+    monkeypatch.setattr(torch.distributed, "broadcast", broadcast)
+    args, control = SimpleNamespace(device="cpu"), SimpleNamespace(should_training_stop=False)
+    clock = callbacks.Clock(shared=True)
+    clock.on_optimizer_step(args, None, control)
+    assert clock.spent_s == 61.0
+    callbacks.Deadline(clock, minutes=1.5).on_step_end(args, None, control)
+    assert not control.should_training_stop
+    callbacks.Deadline(clock, minutes=1.0).on_step_end(args, None, control)
+    assert control.should_training_stop
+    alone = callbacks.Clock(shared=False)
+    alone.on_optimizer_step(args, None, control)
+    assert alone.spent_s < 61.0
