@@ -96,7 +96,7 @@ class Stop(TrainerCallback):
 
 
 def _several_processes() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
+    return bool(torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
 def _any_process(value: bool, device: torch.device) -> bool:
