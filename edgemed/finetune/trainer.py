@@ -36,7 +36,6 @@ PIECES_NAME = "pieces.json"
 BYTES_PER_TRAINED = 12
 # Of a batch: what has a row an image, not a row a conversation; and what the model is not fed.
 PER_IMAGE = ("pixels", "features", "order")
-WHOLE = ("first",)
 NAMES = ("names", "broken", "first")
 Batch = dict[str, Any]
 
@@ -248,7 +247,7 @@ def split(batch: Batch, pieces: int, image_id: int) -> Iterator[Batch]:
     images = [0, *(ids == image_id).any(1).long().cumsum(0).tolist()]
     bounds = sorted({rows * i // min(pieces, rows) for i in range(min(pieces, rows) + 1)})
     for start, stop in zip(bounds, bounds[1:], strict=False):
-        piece = {k: v[start:stop] if k not in WHOLE else v for k, v in batch.items() if k not in PER_IMAGE}
+        piece = {k: v if k == "first" else v[start:stop] for k, v in batch.items() if k not in PER_IMAGE}
         yield piece | take_images(batch, images[start], images[stop])
 
 
