@@ -1,7 +1,8 @@
-# Every target makes its own virtual environment where none is there. Overridable: PYTHON, VENV, CMAKE_ARGS, TORCH, TORCH_INDEX.
+# Every target makes its own virtual environment where none is there. Overridable: PYTHON, VENV, CPU, CMAKE_ARGS, TORCH, TORCH_INDEX.
 #   make demo      install, pull the embedded model's base, convert, verify, ask, measure
 #   make chat      the clinic's terminal program
 #   make test      everything that CI runs
+#   make demo CPU=native                                         for this machine's processor: faster, not to be carried elsewhere
 #   CMAKE_ARGS="-DGGML_CUDA=ON -DGGML_NATIVE=OFF" make demo      on a GPU
 
 PYTHON ?= python3
@@ -9,10 +10,27 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-# A portable llama-cpp-python: no instructions of the building machine alone. pip's cache does not know CMAKE_ARGS, so a build with
-# other ones goes past it, and a change of them installs anew.
+# How llama-cpp-python is built. Portable at first: no instructions of the building machine alone. CPU=native: for this machine's
+# processor, faster and not to be carried elsewhere. Where neither CPU nor CMAKE_ARGS is given, an earlier build stays. pip's cache does
+# not know CMAKE_ARGS, so a build with other ones goes past it, and a change of them installs anew.
 PORTABLE = -DGGML_NATIVE=OFF
-export CMAKE_ARGS ?= $(PORTABLE)
+ifndef CMAKE_ARGS
+ifeq ($(CPU),native)
+CMAKE_ARGS := $(shell $(PYTHON) runtimes/native.py)
+else ifeq ($(CPU),portable)
+CMAKE_ARGS := $(PORTABLE)
+else ifeq ($(CPU),)
+CMAKE_ARGS := $(shell cat $(VENV)/.cmake-args 2>/dev/null || echo '$(PORTABLE)')
+else
+$(error Expected CPU=native or CPU=portable, found CPU=$(CPU))
+endif
+else ifdef CPU
+$(error Expected CPU or CMAKE_ARGS, found both: add what `$(PYTHON) runtimes/native.py` prints to CMAKE_ARGS)
+endif
+ifeq ($(strip $(CMAKE_ARGS)),)
+$(error No options for this processor were found: use CPU=portable)
+endif
+export CMAKE_ARGS
 BUILD_OPTIONS = $(if $(filter-out $(PORTABLE),$(CMAKE_ARGS)),--no-cache-dir)
 
 # PyTorch's own index has CPU builds; it is asked only where it answers, otherwise the usual indexes are.

@@ -1,13 +1,13 @@
 """Questions a minute on a set of images: `edgemed eval` against llama.cpp's own programs, in one run on one machine.
 
-    python -m bench.eval_speed ARTIFACT --dataset slake=PATH --bin-dir DIR [--images 12] [--cli-questions 6] [--json FILE]
+    python -m bench.eval_speed ARTIFACT --dataset slake=PATH --bin-dir DIR [--images N] [--slots-images 12] [--json FILE]
 
 DIR holds llama-server and llama-mtmd-cli of the same llama.cpp. All answer the same questions, greedy, at most 24 tokens, with the same
 cores. The programs take turns, a few images each, so that whatever else the machine does falls on all alike:
 
 - ours: all questions about an image as one group, an engine of one thread for each core (as `edgemed eval` does by itself)
 - llama-server: one question after another over HTTP with its own prompt cache on, questions about one image in a row; and once more with
-  as many slots and clients as ours has, which is more than the comparison asks for
+  as many slots and clients as ours has, which is more than the comparison asks for and slow, so on the first images only
 - llama-mtmd-cli: a process a question, on the first few questions only
 
 Loading is not counted for the two that stay loaded. Seconds of processors are told beside those on the wall: on a machine that others
@@ -157,7 +157,9 @@ def _image(samples: Sequence[Sample]) -> Path:
     return path
 
 
-def measure(artifact: Artifact, groups: Sequence[Sequence[Sample]], bin_dir: Path, threads: int, cli_questions: int) -> list[Clock]:
+def measure(
+    artifact: Artifact, groups: Sequence[Sequence[Sample]], bin_dir: Path, threads: int, slots_images: int, cli_questions: int
+) -> list[Clock]:
     """All programs in turn, image by image."""
     ours, one = Clock("edgemed eval"), Clock("llama-server, one at a time")
     many, cli = Clock(f"llama-server, {SLOTS} at a time"), Clock("llama-mtmd-cli, a process a question")
@@ -170,7 +172,7 @@ def measure(artifact: Artifact, groups: Sequence[Sequence[Sample]], bin_dir: Pat
             time_ours(ours, target, part)
             for samples in part:
                 time_server(one, single, artifact, samples, 1)
-            for samples in part:
+            for samples in part[: max(0, slots_images - start)]:
                 time_server(many, parallel, artifact, samples, SLOTS)
             if len(cli.answers) < cli_questions:
                 time_cli(cli, bin_dir / "llama-mtmd-cli", artifact, part[0][0], threads)
@@ -183,14 +185,15 @@ def main() -> None:
     parser.add_argument("artifact", type=Path)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--bin-dir", type=Path, required=True)
-    parser.add_argument("--images", type=int, default=12)
+    parser.add_argument("--images", type=int, help="the first so many; all where not given")
+    parser.add_argument("--slots-images", type=int, default=12)
     parser.add_argument("--cli-questions", type=int, default=6)
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     samples = [s for s in load_named(parse_dataset(args.dataset, "validate")) if s.image]
     groups = [[samples[k] for k in group.places] for group in group_samples(samples)][: args.images]
-    clocks = measure(load_artifact(args.artifact), groups, args.bin_dir, args.threads, args.cli_questions)
+    clocks = measure(load_artifact(args.artifact), groups, args.bin_dir, args.threads, args.slots_images, args.cli_questions)
     ours = clocks[0]
     rows: list[dict[str, Any]] = [
         {

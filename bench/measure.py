@@ -26,10 +26,12 @@ from bench.card import Card, make_card
 from bench.sampler import Sample, Samples, sampled
 from edgemed.core.manifest import Artifact
 from edgemed.core.probe import probe_pixels
+from runtimes import libllama
 from runtimes.devices import Profile
 from runtimes.emulation import emulate
 from runtimes.engine import Engine
 from runtimes.messages import Buffer, EngineSettings, Finished, PreparedImage
+from runtimes.native import unused
 from runtimes.opening import plan_artifact
 from runtimes.planner import Wish
 
@@ -81,6 +83,8 @@ class Trace:
     marks: tuple[tuple[str, float, float], ...]
     # What is emulated on what, where the figures are not the device's own.
     emulated: str = ""
+    # What the processor could do and the installed llama.cpp was not built for, where it was the processor that ran.
+    unused: tuple[str, ...] = ()
 
 
 def measure_artifact(artifact: Artifact, device: Profile, questions: int = 30, progress: Callable[[int, int], None] | None = None) -> Trace:
@@ -146,6 +150,7 @@ def _measure(
         runtime=report.runtime,
         timeline=tuple((s.at_s - start, value) for s in samples.all if (value := read(s)) is not None),
         marks=tuple((name, a - start, b - start) for name, a, b in spans),
+        unused=() if gpu else unused(libllama.cpu_features()),
     )
 
 

@@ -91,6 +91,8 @@ def _distance(trace: Trace, device: Profile, brief: bool) -> list[tuple[str, str
     if trace.card.ceiling_tokens_per_s is not None and not trace.emulated:
         rows.append(("decoding against the best", f"{trace.decode_tokens_per_s / trace.card.ceiling_tokens_per_s:.2f}"))
     rows.append(("measured on", ", ".join(trace.devices) or "CPU"))
+    if trace.unused:
+        rows.append(("left unused of the processor", f"{', '.join(trace.unused)}; a build with CPU=native takes it (CONTRIBUTING.md)"))
     # An emulated GPU's budget may have been tried on a processor: then nothing was seen on a GPU.
     if device.usable_bytes is not None and (on_gpu(trace.devices) or not device.gpu):
         room = int(device.usable_bytes.value)

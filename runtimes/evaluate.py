@@ -27,7 +27,7 @@ def evaluate(llm: LanguageModel, job: Job, slot: Slot, kept: int = 0) -> F32:
         n = _run_part(llm, job, slot, min(skip + llm.max_outputs, llm.batch_tokens), skip)
         for i in range(skip, n):
             out[start - first + i] = llm.logits(i)
-        slot.cells += cells[start : start + n]
+        slot.add(cells[start : start + n])
     return out
 
 
@@ -41,7 +41,7 @@ def _run_part(llm: LanguageModel, job: Job, slot: Slot, room: int, skip: int) ->
     outputs = range(skip, n)
     positions = range(start, start + n)
     if rows is None:
-        code = llm.decode_tokens(tokens, positions, [slot.index] * n, outputs)
+        code = llm.decode_tokens(tokens, positions, [[slot.index]] * n, outputs)
     else:
         code = llm.decode_rows(rows, positions, slot.index, outputs)
     if code != 0:

@@ -5,6 +5,7 @@ Both change only in the scheduler's thread, but for `Job.cancel`. They know noth
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,13 @@ from runtimes.sampling import TextStream
 
 F32 = NDArray[np.float32]
 TokenRows = Callable[[Sequence[int]], F32]
+
+_numbers = itertools.count()
+
+
+def new_places(count: int) -> list[int]:
+    """Numbers for cells of the cache that are about to be written, each given once in this process."""
+    return list(itertools.islice(_numbers, count))
 
 
 @dataclass(eq=False)
@@ -141,6 +149,8 @@ class Slot:
 
     index: int
     cells: list[int] = field(default_factory=list)
+    # Which cell of the cache each of them is: sequences whose numbers are equal share it.
+    places: list[int] = field(default_factory=list)
     job: Job | None = None
     next_token: int | None = None
     # Cells that the job may come to use.
@@ -163,6 +173,15 @@ class Slot:
     def wants_rows(self, room: int) -> bool:
         """Whether an image's row is among the next `room` cells of the prompt."""
         return self.filling and any(cell < 0 for cell in self.active.prompt.cells[len(self.cells) : len(self.cells) + room])
+
+    def add(self, cells: Sequence[int], places: Sequence[int] | None = None) -> None:
+        """Cells that were run, in places of their own where none are given."""
+        self.cells += cells
+        self.places += new_places(len(cells)) if places is None else places
+
+    def cut(self, length: int) -> None:
+        """Keep the first cells only."""
+        del self.cells[length:], self.places[length:]
 
     def start(self, job: Job, cached: int, limit: int) -> None:
         """Begin a job on top of `cached` cells; `limit` as in Job.longest."""

@@ -1,7 +1,7 @@
 """libllama through ctypes: a model with its context, batches, sampler chains. One of the files here that touch ctypes.
 
     llm = LanguageModel(path, settings, threads, no_space_prefix=False)
-    llm.decode_tokens([1, 2, 3], positions=[0, 1, 2], sequences=[0, 0, 0], outputs=[2])
+    llm.decode_tokens([1, 2, 3], positions=[0, 1, 2], sequences=[[0], [0], [0]], outputs=[2])
     token = sampler.sample(llm, 2)
 
 llama_cpp is imported before numpy: the other way round, some builds crash while loading a model. Nothing here knows prompts,
@@ -66,6 +66,9 @@ for _library, _name, _args, _result in (
 # The binding's own makes a pointer object of each result; an address is all that is needed.
 _logits_address = lib._lib["llama_get_logits_ith"]
 _logits_address.argtypes, _logits_address.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
+
+_X86_FEATURES = ("avx", "f16c", "fma", "bmi2", "avx2", "avx_vnni", "avx512", "avx512_vbmi", "avx512_vnni", "avx512_bf16")
+_CPU_FEATURES = (*_X86_FEATURES, "neon", "dotprod", "fp16_va", "matmul_int8")
 
 # ggml's number of types at the pinned version; a larger number in a file is damage or a newer format.
 TYPE_COUNT = 43
@@ -153,10 +156,9 @@ def load_error(message: str, hint: str) -> EngineLoadError:
 
 def cpu_features() -> frozenset[str]:
     """What of the processor the installed build uses, in ggml's names: "avx2", "neon", "dotprod", "matmul_int8", …"""
-    names = ("avx2", "avx512", "neon", "dotprod", "matmul_int8")
     if _cpu is None:
         return frozenset()
-    return frozenset(name for name in names if getattr(_cpu, f"ggml_cpu_has_{name}")())
+    return frozenset(name for name in _CPU_FEATURES if getattr(_cpu, f"ggml_cpu_has_{name}")())
 
 
 class LanguageModel:
@@ -187,7 +189,7 @@ class LanguageModel:
         self.max_outputs = max(MAX_OUTPUTS, settings.slots)
         self._batch = _Batch(self.batch_tokens, self.max_outputs)
         self._single = _Batch(1, 1)
-        self._single.fill([0], [0], [0])
+        self._single.fill([0], [[0]], [0])
         self._single.struct.token = self._single.token_pointer
         self._piece_buffer = ctypes.create_string_buffer(256)
         self._views: dict[int, F32] = {}
@@ -238,8 +240,13 @@ class LanguageModel:
 
     # -- decoding -----------------------------------------------------------------------------------------------------
 
-    def decode_tokens(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> int:
-        """Run a batch of token ids; logits are kept for the batch indices `outputs`. Returns llama_decode's code (0 is good)."""
+    def decode_tokens(
+        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
+    ) -> int:
+        """Run a batch of token ids; logits are kept for the batch indices `outputs`. Returns llama_decode's code (0 is good).
+
+        A token may belong to several sequences, if they share all cells before it.
+        """
         batch = self._batch
         n = batch.fill(positions, sequences, outputs)
         batch.tokens[:n] = tokens
@@ -253,7 +260,7 @@ class LanguageModel:
     def decode_rows(self, rows: F32, positions: Sequence[int], sequence: int, outputs: Sequence[int]) -> int:
         """Run a batch of embeddings, float32 [n, width], contiguous. Returns llama_decode's code."""
         batch = self._batch
-        batch.fill(positions, [sequence] * len(positions), outputs)
+        batch.fill(positions, [[sequence]] * len(positions), outputs)
         batch.struct.token, batch.struct.embd = None, rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         return int(lib.llama_decode(self._ctx, batch.struct))
 
@@ -362,7 +369,7 @@ class Sampler:
 
 
 class _Batch:
-    """llama_batch over arrays of our own, filled through numpy, one sequence a token."""
+    """llama_batch over arrays of our own, filled through numpy; of tokens and their sequences, so many pairs."""
 
     def __init__(self, size: int, max_outputs: int) -> None:
         self.size, self.max_outputs = size, max_outputs
@@ -371,15 +378,12 @@ class _Batch:
         self._counts = np.ones(size, np.int32)
         self._sequences = np.zeros(size, np.int32)
         self._outputs = np.zeros(size, np.int8)
-        base = self._sequences.ctypes.data
-        self._pointers = (ctypes.POINTER(ctypes.c_int32) * size)(
-            *(ctypes.cast(base + 4 * i, ctypes.POINTER(ctypes.c_int32)) for i in range(size))
-        )
+        self._pointers = np.zeros(size, np.uintp)
         self.token_pointer = self.tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         self.struct = lib.llama_batch()
         self.struct.pos = self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
         self.struct.n_seq_id = self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        self.struct.seq_id = ctypes.cast(self._pointers, ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
+        self.struct.seq_id = self._pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
         self.struct.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
 
     def set(self, token: int, position: int, sequence: int) -> Any:
@@ -387,14 +391,19 @@ class _Batch:
         self.tokens[0], self._positions[0], self._sequences[0] = token, position, sequence
         return self.struct
 
-    def fill(self, positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> int:
+    def fill(self, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
         n = len(positions)
-        if not 0 < n <= self.size or len(outputs) > self.max_outputs:
+        counts = [len(each) for each in sequences]
+        pairs = sum(counts)
+        if not 0 < n <= pairs <= self.size or len(outputs) > self.max_outputs:
             # llama.cpp ends the process on these.
             wanted = f"1 to {self.size} tokens and at most {self.max_outputs} outputs"
-            raise EngineError(f"Expected a batch of {wanted}, found {n} and {len(outputs)}.")
+            raise EngineError(f"Expected a batch of {wanted}, found {n} (in {pairs} places) and {len(outputs)}.")
         self._positions[:n] = positions
-        self._sequences[:n] = sequences
+        self._counts[:n] = counts
+        self._sequences[:pairs] = [index for each in sequences for index in each]
+        firsts = np.cumsum(self._counts[:n]) - self._counts[:n]
+        self._pointers[:n] = self._sequences.ctypes.data + self._sequences.itemsize * firsts
         self._outputs[:n] = 0
         for index in outputs:
             self._outputs[index] = 1

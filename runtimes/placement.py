@@ -61,7 +61,7 @@ class Placement:
             self.clear(target)
             if shared:
                 self._cache.share(best.index, target.index, shared)
-                target.cells = cells[:shared]
+                target.add(cells[:shared], best.places[:shared])
         target.start(job, shared, self._limit)
         return "placed"
 
@@ -79,7 +79,7 @@ class Placement:
     def _cut(self, slot: Slot, length: int) -> None:
         if len(slot.cells) > length or length == 0:
             self._cache.forget(slot.index, length)
-            slot.cells = slot.cells[:length]
+            slot.cut(length)
 
     def _make_room(self, job: Job, target: Slot, source: Slot, shared: int) -> bool:
         """Whether room for the whole answer could be made, by dropping idle slots' cells, oldest first."""

@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 from edgemed.core.conversation import ImageSlot, Text, render
 from edgemed.core.errors import ContextOverflowError, EdgemedError, EngineError, InputError
 from edgemed.core.manifest import Manifest
+from runtimes.batches import lay_out
 from runtimes.evaluate import batch_error, evaluate
 from runtimes.groups import Groups
-from runtimes.jobs import Drawn, Job, Part, Slot
+from runtimes.jobs import Drawn, Job, Part, Slot, new_places
 from runtimes.libllama import LanguageModel, Sampler, current_account
 from runtimes.messages import EngineSettings, Failed, FinishReason, PreparedImage, Request
 from runtimes.placement import Placement
@@ -277,7 +278,8 @@ class Scheduler:
         stop = start + rows.shape[0]
         part = Part(slot, job, job.prompt.cells[start:stop], stop == len(job.prompt.cells))
         outputs = [len(part.cells) - 1] if part.last else []
-        self._after(self._llm.decode_rows(rows, range(start, stop), slot.index, outputs), [part])
+        code = self._llm.decode_rows(rows, range(start, stop), slot.index, outputs)
+        self._after(code, [part], [len(part.cells) - 1], [new_places(len(part.cells))])
 
     def _room(self, shared: bool) -> int:
         """Prompt cells for a batch; fewer where an answer is waiting for its next token."""
@@ -302,35 +304,25 @@ class Scheduler:
         self._hand_out()  # while a GPU is still computing this batch
         if code != 0:
             return self._part_failed(code, [Part(slot, job, [token], True)])
-        slot.cells.append(token)
+        slot.add([token])
         if slot.job is job:
             self._draw(slot, 0)
         self._count_draws()
 
     def _run_parts(self, parts: list[Part]) -> None:
-        tokens: list[int] = []
-        positions: list[int] = []
-        sequences: list[int] = []
-        outputs: list[int] = []
-        for part in parts:
-            start = len(part.slot.cells)
-            tokens += part.cells
-            positions += range(start, start + len(part.cells))
-            sequences += [part.slot.index] * len(part.cells)
-            if part.last:
-                outputs.append(len(tokens) - 1)
-        self._after(self._llm.decode_tokens(tokens, positions, sequences, outputs), parts)
+        batch = lay_out(parts)
+        outputs = sorted({end for part, end in zip(parts, batch.ends, strict=True) if part.last})
+        code = self._llm.decode_tokens(batch.tokens, batch.positions, batch.sequences, outputs)
+        self._after(code, parts, batch.ends, batch.places)
 
-    def _after(self, code: int, parts: list[Part]) -> None:
+    def _after(self, code: int, parts: list[Part], ends: Sequence[int], places: Sequence[list[int]]) -> None:
         self._hand_out()  # while a GPU is still computing this batch
         if code != 0:
             return self._part_failed(code, parts)
-        index = -1
-        for part in parts:
-            index += len(part.cells)
-            part.slot.cells += part.cells
+        for part, end, held in zip(parts, ends, places, strict=True):
+            part.slot.add(part.cells, held)
             if part.last and part.slot.job is part.job:
-                self._draw(part.slot, index)
+                self._draw(part.slot, end)
         now = time.monotonic()
         for part in parts:
             part.slot.last_run = now

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,6 +55,12 @@ def test_the_card_the_measured_and_the_distance_are_told() -> None:
     assert rows["planned against seen"] == "1.500"
     brief = dict(rows_of(trace(6, "process", ("H100",)), find_device("gpu"), brief=True))
     assert not any(key.startswith("account:") or key == "card: weights on the GPU" for key in brief)
+
+
+def test_what_the_build_leaves_unused_is_told() -> None:
+    told = replace(trace(5, "pss", ("CPU",)), unused=("avx512", "avx512_vnni"))
+    assert dict(rows_of(told, find_device("cpu")))["left unused of the processor"].startswith("avx512, avx512_vnni; ")
+    assert "left unused of the processor" not in dict(rows_of(trace(5, "pss", ("CPU",)), find_device("cpu")))
 
 
 def test_an_emulated_figure_is_never_the_devices_speed() -> None:

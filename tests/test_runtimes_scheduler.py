@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,21 @@ from runtimes_pair import PATCHES, SIZE_PX, make_artifact
 from edgemed.core.conversation import Turn
 from edgemed.core.errors import EngineError
 from edgemed.core.manifest import Manifest
+from runtimes.batches import lay_out
+from runtimes.jobs import Job, Part, Slot
 from runtimes.messages import EngineSettings, Failed, Finished, PreparedImage, Request, Token
 from runtimes.scheduler import Scheduler
 from runtimes.vision import Encoded, hash_image
-from runtimes.wire import Embed, Submit, Tokenize
+from runtimes.wire import Embed, Submit, SubmitGroup, Tokenize
 
 NEVER = 255
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A cell of the cache, which sequences may share."""
+
+    value: float
 
 
 class FakeModel:
@@ -30,7 +40,8 @@ class FakeModel:
 
     def __init__(self, kv_tokens: int) -> None:
         self.kv_tokens = kv_tokens
-        self.cells: dict[int, list[object]] = {}
+        self.cells: dict[int, list[Cell]] = {}
+        self.rows_run = 0
         self.batches: list[tuple[str, dict[int, int]]] = []
         self.poisoned: set[int] = set()
 
@@ -50,30 +61,41 @@ class FakeModel:
         assert index in self.outputs
         return ord("x")
 
-    def decode_tokens(self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> int:
+    def decode_tokens(
+        self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
+    ) -> int:
         assert 0 < len(tokens) <= self.batch_tokens
         if self.poisoned & set(tokens):
             return -1
         self.outputs = set(outputs)
-        for token, position, sequence in zip(tokens, positions, sequences, strict=True):
-            self._put(sequence, position, token)
-        self.batches.append(("text", {s: list(sequences).count(s) for s in set(sequences)}))
+        for token, position, together in zip(tokens, positions, sequences, strict=True):
+            self._put(together, position, token)
+        every = [sequence for together in sequences for sequence in together]
+        self.batches.append(("text", {s: every.count(s) for s in set(every)}))
+        self.rows_run += len(tokens)
         return 0
 
     def decode_token(self, token: int, position: int, sequence: int) -> int:
-        return self.decode_tokens([token], [position], [sequence], [0])
+        return self.decode_tokens([token], [position], [[sequence]], [0])
 
     def decode_rows(self, rows: np.ndarray, positions: Sequence[int], sequence: int, outputs: Sequence[int]) -> int:
         self.outputs = set(outputs)
         for row, position in zip(rows, positions, strict=True):
-            self._put(sequence, position, float(row[0]))
+            self._put([sequence], position, float(row[0]))
         self.batches.append(("rows", {sequence: len(rows)}))
         return 0
 
-    def _put(self, sequence: int, position: int, value: object) -> None:
-        cells = self.cells.setdefault(sequence, [])
-        assert position == len(cells), "positions must follow one another"
-        cells.append(value)
+    def _put(self, sequences: Sequence[int], position: int, value: float) -> None:
+        cell = Cell(value)
+        before = self.cells.setdefault(sequences[0], [])[:]
+        for sequence in sequences:
+            cells = self.cells.setdefault(sequence, [])
+            assert position == len(cells), "positions must follow one another"
+            assert all(mine is theirs for mine, theirs in zip(cells, before, strict=True)), "a row for several must see each cell once"
+            cells.append(cell)
+
+    def values(self, sequence: int) -> list[float]:
+        return [cell.value for cell in self.cells[sequence]]
 
     def forget(self, sequence: int, start: int) -> None:
         self.cells[sequence] = self.cells.get(sequence, [])[:start]
@@ -160,7 +182,7 @@ def test_text_around_an_image_goes_in_its_batch(manifest: Manifest) -> None:
         each.ask(1, "Before and after", [image(1)], max_tokens=1)
         each.run()
     assert [kind for kind, _ in bench.llm.batches] == ["rows"] and len(apart.llm.batches) == 3
-    assert bench.llm.cells[0] == apart.llm.cells[0], "each cell is where it was, with its own row"
+    assert bench.llm.values(0) == apart.llm.values(0), "each cell is where it was, with its own row"
 
 
 def test_one_batch_serves_all_answers(manifest: Manifest) -> None:
@@ -209,6 +231,40 @@ def test_questions_about_one_image_wait_to_share_it(manifest: Manifest) -> None:
     ends = bench.ends()
     assert sum(count for kind, parts in bench.llm.batches if kind == "rows" for count in parts.values()) == 5 * PATCHES
     assert [ends[id].usage.cached_tokens >= 5 * PATCHES for id in (1, 2, 3)] == [False, True, True]
+
+
+def test_what_questions_begin_with_alike_is_run_once(manifest: Manifest) -> None:
+    texts = ["What organ is it?", "What organs?", "What colour?", "Where?", "Is it?"]
+    shared = manifest.model_copy(update={"vision": manifest.vision.model_copy(update={"image_tokens": 5 * PATCHES})})
+    bench = Bench(shared, EngineSettings(context_tokens=512, slots=5))
+    bench.llm.batch_tokens = 256
+    rows = np.ones((5 * PATCHES, 4), np.float32)
+    bench.scheduler._encode = lambda key, pixels: bench.scheduler.post(0, Encoded(key, rows, 0.1))
+    bench.scheduler.post(7, SubmitGroup(tuple(Request((Turn("user", text, 1),), (image(1),), max_tokens=1) for text in texts)))
+    while not bench.sent:
+        bench.scheduler.step()
+    [(_, replies)] = bench.sent
+    assert [reply.finished.text for reply in replies] == ["x"] * 5
+    prompts = [slot.cells for slot in bench.scheduler._slots]
+    different = {tuple(cells[:n]) for cells in prompts for n in range(1, len(cells) + 1)}
+    assert bench.llm.rows_run == len(different) - 5 * PATCHES < sum(map(len, prompts))
+    for slot, cells in zip(bench.scheduler._slots, prompts, strict=True):
+        assert [value for value in bench.llm.values(slot.index) if value != 1] == [cell for cell in cells if cell >= 0 and cell != 1]
+
+
+def test_equal_cells_are_run_as_one_only_on_top_of_shared_ones() -> None:
+    job = Job(1, 0.0)
+    slots = [Slot(0), Slot(1), Slot(2)]
+    slots[0].add([5, 6])
+    slots[1].add([5, 6], slots[0].places)
+    slots[2].add([5, 6])
+    batch = lay_out([Part(slot, job, [7, 8 + slot.index % 2], True) for slot in slots])
+    assert (batch.tokens, batch.positions) == ([7, 8, 9, 7, 8], [2, 3, 3, 2, 3])
+    assert batch.sequences == [[0, 1], [0], [1], [2], [2]] and batch.ends == [1, 2, 4]
+    for slot, places in zip(slots, batch.places, strict=True):
+        slot.add([7, 8 + slot.index % 2], places)
+    assert [a == b for a, b in zip(slots[0].places, slots[1].places, strict=True)] == [True, True, True, False]
+    assert not set(slots[0].places) & set(slots[2].places)
 
 
 def test_scarce_cache_drops_idle_conversations_and_keeps_order(manifest: Manifest) -> None:
@@ -266,7 +322,7 @@ def test_a_stop_string_ends_an_answer_and_the_cache_keeps_count(manifest: Manife
     assert [reply.index for id, reply in bench.sent if id == 2 and isinstance(reply, Token)] == list(range(30))
     assert bench.scheduler._stats().total_tokens == 33
     for slot in bench.scheduler._slots:  # what the slot believes is what the model holds
-        assert bench.llm.cells[slot.index] == slot.cells
+        assert bench.llm.values(slot.index) == slot.cells
     bench.ask(3, "A", max_tokens=5)
     bench.run()
     assert bench.ends()[3].reason == "length"
@@ -278,8 +334,10 @@ def test_a_failed_batch_does_not_cost_the_other_its_answer(manifest: Manifest) -
     bench.ask(2, "B", max_tokens=30)
     decode, failures = bench.llm.decode_tokens, []
 
-    def fail_once(tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[int], outputs: Sequence[int]) -> int:
-        if bench.tokens(1) == 2 and len(set(sequences)) == 2 and not failures:
+    def fail_once(
+        tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
+    ) -> int:
+        if bench.tokens(1) == 2 and len(sequences) == 2 and not failures:
             failures.append(1)
             decode(tokens[:1], positions[:1], sequences[:1], [])  # half of it got into the cache
             return 1

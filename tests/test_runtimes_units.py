@@ -331,7 +331,7 @@ def test_rows_of_tokens_give_the_tokens_logits(tmp_path: Path) -> None:
     ids = [1, 40, 65, 7, 99]
     model = libllama.LanguageModel(tmp_path / "llm.gguf", EngineSettings(context_tokens=64, gpu_layers=0), 1, False)
     try:
-        assert model.decode_tokens(ids, range(5), [0] * 5, [4]) == 0
+        assert model.decode_tokens(ids, range(5), [[0]] * 5, [4]) == 0
         expected = model.logits(4).copy()
         model.forget(0, 0)
         assert model.decode_rows(rows(ids), range(5), 0, [4]) == 0
