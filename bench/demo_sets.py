@@ -1,10 +1,10 @@
-"""Descriptions and conversations for edgemed-demo's first two stages, made from the answers of the question sets.
+"""Descriptions, conversations and more questions for edgemed-demo's training, made from the answers of the question sets.
 
-    build_sets(samples_by_set, Path("data/made"))        # captions.json, conversations.json: LLaVA's format
+    build_sets(samples_by_set, Path("data/made"))        # captions.json, conversations.json, facts.json: LLaVA's format
 
 Figure captions are not at hand, so what an image's answered questions say of it is put into sentences: modality, plane, organs that are
-there, findings. That is as much as those questions tell, in plain grammar; it is no radiologist's description. Both files name
-images relative to their own folder. Knows no model.
+there, findings. That is as much as those questions tell, in plain grammar; it is no radiologist's description. What else follows from
+SLAKE's answers is asked in facts.json (demo_facts.py). The files name images relative to their own folder. Knows no model.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from bench.demo_facts import derive
 from edgemed.core.files import save_text
 from edgemed.data import Sample
+
+Row = dict[str, object]
 
 REQUESTS = ("Describe this image.", "What does this image show?", "Describe the image briefly.", "Give a short description of this image.")
 # Rounds after the description, and conversations an image.
@@ -74,9 +77,11 @@ DESCRIBE = {"slake": describe_slake, "pathvqa": describe_pathvqa}
 
 
 def build_sets(sets: Mapping[str, Sequence[Sample]], out: Path, seed: int = 0) -> dict[str, int]:
-    """Write captions.json and conversations.json into `out`; rows of each."""
+    """Write captions.json, conversations.json and facts.json into `out`; rows of each."""
     draw = random.Random(seed)
-    captions, conversations = [], []
+    captions: list[Row] = []
+    conversations: list[Row] = []
+    facts: list[Row] = []
     out.mkdir(parents=True, exist_ok=True)
     for name, samples in sets.items():
         for image, group in _by_image(samples).items():
@@ -89,9 +94,14 @@ def build_sets(sets: Mapping[str, Sequence[Sample]], out: Path, seed: int = 0) -
                 rounds = [(draw.choice(REQUESTS), text)] if text else []
                 rounds += [(s.question, s.answer) for s in draw.sample(group, min(ROUNDS, len(group)))]
                 conversations.append(_row(f"{key}-{number}", where, rounds))
-    for file, rows in (("captions", captions), ("conversations", conversations)):
+            if name == "slake":
+                asked = {sample.question.lower().strip() for sample in group}
+                new = [pair for pair in derive(group, draw) if pair[0].lower() not in asked]
+                facts += [_row(f"{key}-fact-{number}", where, [pair]) for number, pair in enumerate(new)]
+    made = {"captions": captions, "conversations": conversations, "facts": facts}
+    for file, rows in made.items():
         save_text(out / f"{file}.json", json.dumps(rows, ensure_ascii=False))
-    return {"captions": len(captions), "conversations": len(conversations)}
+    return {file: len(rows) for file, rows in made.items()}
 
 
 def _by_image(samples: Sequence[Sample]) -> dict[Path, list[Sample]]:
@@ -102,7 +112,7 @@ def _by_image(samples: Sequence[Sample]) -> dict[Path, list[Sample]]:
     return groups
 
 
-def _row(key: str, image: str, rounds: Sequence[tuple[str, str]]) -> dict[str, object]:
+def _row(key: str, image: str, rounds: Sequence[tuple[str, str]]) -> Row:
     messages = []
     for number, (question, answer) in enumerate(rounds):
         messages.append({"from": "human", "value": f"<image>\n{question}" if number == 0 else question})

@@ -207,7 +207,8 @@ def stages(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     sets = [{**entry, "path": data / entry["name"], "hold_out": held.get(entry["name"], [])} for entry in SETS]
     loaded = {entry["name"]: load_set(DataRecipe.model_validate(entry)) for entry in sets}
     log("rows", {name: len(samples) for name, samples in loaded.items()}, build_sets(loaded, data / "made"))
-    captions, conversations = ({"name": "llava", "path": data / "made" / f"{kind}.json"} for kind in ("captions", "conversations"))
+    made = {kind: {"name": "llava", "path": data / "made" / f"{kind}.json"} for kind in ("captions", "conversations", "facts")}
+    captions, conversations = made["captions"], made["conversations"]
     # minutes of a hired machine are for training, not for checkpoints
     optim: dict[str, Any] = {
         "workers": 0 if args.cpu else 8,
@@ -249,7 +250,7 @@ def stages(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     }
     vqa = {
         "optim": optim | moved | learning,
-        "data": [*sets, captions],
+        "data": [*sets, captions, *([made["facts"]] if args.facts else [])],
         "model": out / "instruct",
         "lora": lora | {"rounding": 1.0, "adapter": out / "instruct" / "adapter"},
     }
@@ -270,6 +271,7 @@ def main() -> None:
     parser.add_argument("--instruct-seconds", type=float, default=40)
     parser.add_argument("--variant", action="append", default=[], help="name:seconds[,key=value…]")
     parser.add_argument("--develop", action="store_true", help="keep more images back, to choose by")
+    parser.add_argument("--facts", action="store_true", help="more questions on SLAKE's images, which follow from the given ones")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--pack", type=int, default=8)
     parser.add_argument("--rank", type=int, default=32)
