@@ -53,7 +53,7 @@ DEVELOP = ("slake:train@1/12", "vqa-rad:all@2/20", "pathvqa:train@2/20")
 SETS: tuple[dict[str, Any], ...] = (
     {"name": "slake", "repeat": 3},
     {"name": "vqa-rad", "split": "all", "repeat": 3},
-    {"name": "pathvqa", "split": "train"},
+    {"name": "pathvqa", "split": "train", "merge_answers": True},
 )
 HELD = {"vqa-rad": ["1/5"], "pathvqa": ["1/5"]}
 HELD_TO_DEVELOP = {"slake": ["1/12"], "vqa-rad": ["1/5", "2/20"], "pathvqa": ["1/5", "2/20"]}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from edgemed.core.conversation import Turn, find_template  # noqa: E402
 from edgemed.core.errors import CheckpointError, RecipeError  # noqa: E402
 from edgemed.data import Sample  # noqa: E402
-from edgemed.data.samples import mirror, swap_sides  # noqa: E402
+from edgemed.data.samples import merge_answers, mirror, swap_sides  # noqa: E402
 from edgemed.data.splits import leave_out, take_part  # noqa: E402
 from edgemed.finetune import callbacks, run_stage  # noqa: E402
 from edgemed.finetune.augment import change_light  # noqa: E402
@@ -112,6 +112,37 @@ def test_text_alone_is_not_mirrored(tmp_path: Path) -> None:
     (data / "train.json").write_text(json.dumps([*rows, {"id": "text", "conversations": told}]))
     samples = load_set(DataRecipe(name="llava", path=data, mirror=True))
     assert [s.id for s in samples if s.image is None] == ["text"] and len(samples) == 2 * len(rows) + 1
+
+
+def test_answers_to_one_question_about_an_image_are_merged(tmp_path: Path) -> None:
+    path, other = Path("a.png"), Path("b.png")
+    asked = [
+        Sample.single("1", path, "What is present?", "Colon", "open"),
+        Sample.single("2", path, "Is it red?", "Yes", "closed"),
+        Sample.single("3", path, "what is present? ", "adenoma, tubular", "open"),
+        Sample.single("4", other, "What is present?", "Colon", "open"),
+        Sample.single("5", path, "What is present?", "colon", "open"),
+        Sample.single("6", path, "Is it red?", "No", "closed"),
+        Sample.single("7", None, "What is present?", "Nothing", "open"),
+        mirror(Sample.single("8", path, "What is present?", "Left colon", "open")),
+    ]
+    merged = merge_answers(asked)
+    assert [(s.id, s.answer) for s in merged] == [
+        ("1", "Colon, adenoma, tubular"),
+        ("2", "Yes"),
+        ("4", "Colon"),
+        ("6", "No"),
+        ("7", "Nothing"),
+        ("8-mirrored", "Right colon"),
+    ]
+    assert merge_answers(merged) == merged
+    data = save_data(tmp_path / "data", images=1)
+    rows = json.loads((data / "train.json").read_text())
+    again = {**rows[0], "id": "again", "conversations": [rows[0]["conversations"][0], {"from": "gpt", "value": "another"}]}
+    (data / "train.json").write_text(json.dumps([*rows, again]))
+    loaded = load_set(DataRecipe(name="llava", path=data, merge_answers=True))
+    assert len(loaded) == len(rows) and loaded[0].answer.endswith(", another")
+    assert len(load_set(DataRecipe(name="llava", path=data))) == len(rows) + 1
 
 
 def test_lengths_are_padded_to_a_multiple_and_the_loss_stays() -> None:

@@ -78,6 +78,30 @@ def mirror(sample: Sample) -> Sample:
     return replace(sample, id=f"{sample.id}-mirrored", turns=turns, mirrored=not sample.mirrored)
 
 
+def merge_answers(samples: Iterable[Sample]) -> list[Sample]:
+    """Open questions that are asked of one image several times become one, answered by all their answers in turn.
+
+    PathVQA asks "What is present?" again and again of an image, with another answer each time. Apart they are labels that contradict
+    each other; no greedy answer can learn them.
+    """
+    groups: dict[object, list[Sample]] = {}
+    for sample in samples:
+        apart = sample.image is None or len(sample.turns) != 2 or sample.answer_type == "closed"
+        key = len(groups) if apart else (sample.image, sample.mirrored, sample.question.casefold().strip())
+        groups.setdefault(key, []).append(sample)
+    return [_with_answers(group) for group in groups.values()]
+
+
+def _with_answers(group: list[Sample]) -> Sample:
+    first = group[0]
+    texts: dict[str, str] = {}
+    for sample in group:
+        texts.setdefault(sample.answer.casefold().strip(), sample.answer.strip())
+    if len(texts) == 1:
+        return first
+    return replace(first, turns=(first.turns[0], replace(first.turns[1], text=", ".join(texts.values()))))
+
+
 def hash_samples(samples: Iterable[Sample]) -> str:
     """Hex SHA-256 over ids, image names and texts, in order: names a split in results and run.json."""
     digest = hashlib.sha256()

@@ -24,7 +24,7 @@ from edgemed.core.conversation import find_template
 from edgemed.core.errors import DatasetError, RecipeError, ResourceError
 from edgemed.core.units import parse_bytes
 from edgemed.data import Sample, load_samples
-from edgemed.data.samples import mirror
+from edgemed.data.samples import merge_answers, mirror
 from edgemed.data.splits import BY_FOLDER, leave_out
 from edgemed.finetune.callbacks import Deadline, Reporter, RoundingCallback, Stop
 from edgemed.finetune.describe import Sets, describe_result, describe_run
@@ -84,10 +84,12 @@ def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkp
 
 
 def load_set(data: DataRecipe) -> list[Sample]:
-    """A data set's rows without those held out, and mirrored ones after them where the recipe asks for it. Raises DatasetError."""
+    """A data set's rows without those held out, merged and with mirrored ones after them where the recipe asks. Raises DatasetError."""
     samples = leave_out(load_samples(data.name, data.path, data.split, data.max_missing), data.hold_out, data.name in BY_FOLDER)
     if not samples:
         raise DatasetError(f"Expected rows of {data.name} beside those held out, found none.", "Hold out a smaller share of its images.")
+    if data.merge_answers:
+        samples = merge_answers(samples)
     return samples + [mirror(s) for s in samples if s.image] if data.mirror else samples
 
 
