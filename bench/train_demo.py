@@ -9,10 +9,11 @@ them (a LoRA begins), vqa on the sets themselves (the LoRA goes on). A variant i
 (`b:300,optim.llm_rate=4e-4`) of the last stage; all start from one instruct stage.
 
 A fifth of the images of VQA-RAD and of PathVQA, and SLAKE's validation split, are for reporting and never trained on. `--develop`
-keeps more images back and scores on those too, so that choices need not be made on what is reported. A score is the share of
+keeps more images back and scores on those instead, so that choices need not be made on what is reported. A score is the share of
 questions whose every answer token is the model's first choice given those before it, which for closed questions is the accuracy of
 greedy decoding; with the weights rounded to 4 bits too, and blank. OUT/NAME gets adapter, tower and projector in fp16 and run.json;
-`--assemble OUT/NAME` makes the stage's checkpoint from them.
+`--assemble OUT/NAME` makes the stage's checkpoint from them. `--instructed DIR` begins with the first two stages that an earlier run
+left there. bench/demo_rounds.py runs variants side by side and then the best of them.
 """
 
 from __future__ import annotations
@@ -211,7 +212,7 @@ def stages(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     captions, conversations = made["captions"], made["conversations"]
     # minutes of a hired machine are for training, not for checkpoints
     optim: dict[str, Any] = {
-        "workers": 0 if args.cpu else 8,
+        "workers": 0 if args.cpu else args.workers,
         "bf16": not args.cpu,
         "save_steps": 0,
         "batch_size": args.batch_size,
@@ -242,17 +243,19 @@ def stages(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     # too short to be worth compiling
     brief = {"projector_rate": 2e-3, "max_minutes": args.align_seconds / 60, "compile": False, "warmup_ratio": 0.05}
     align = {"optim": optim | brief, "data": [captions], "join": join}
+    brief = {"compile": False, "warmup_ratio": 0.05, "max_minutes": args.instruct_seconds / 60}
     instruct = {
-        "optim": optim | moved | {"projector_rate": 3e-4, "llm_rate": 8e-4, "max_minutes": args.instruct_seconds / 60},
+        "optim": optim | moved | {"projector_rate": 3e-4, "llm_rate": 8e-4} | brief,
         "data": [conversations, captions],
         "model": out / "align",
         "lora": lora,
     }
+    start = args.instructed.resolve() if args.instructed else out
     vqa = {
         "optim": optim | moved | learning,
         "data": [*sets, captions, *([made["facts"]] if args.facts else [])],
-        "model": out / "instruct",
-        "lora": lora | {"rounding": 1.0, "adapter": out / "instruct" / "adapter"},
+        "model": start / "instruct",
+        "lora": lora | {"rounding": 1.0, "adapter": start / "instruct" / "adapter"},
     }
     tables = {"align": align, "instruct": instruct, "vqa": vqa}
     return {name: {**common, **table, "stage": name, "output": out / name} for name, table in tables.items()}
@@ -269,6 +272,8 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--align-seconds", type=float, default=20)
     parser.add_argument("--instruct-seconds", type=float, default=40)
+    parser.add_argument("--instructed", type=Path, metavar="DIR", help="an earlier run's OUT, whose first two stages are taken")
+    parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--variant", action="append", default=[], help="name:seconds[,key=value…]")
     parser.add_argument("--develop", action="store_true", help="keep more images back, to choose by")
     parser.add_argument("--facts", action="store_true", help="more questions on SLAKE's images, which follow from the given ones")
@@ -290,7 +295,7 @@ def main() -> None:
         assemble(args.assemble, args.base, args.tower, args.out)
         return
     recipes = stages(args)
-    for name in ("align", "instruct"):
+    for name in () if args.instructed else ("align", "instruct"):
         stage.train(Recipe.model_validate(recipes[name]), Told(name))
         log(name, "done")
     for text in args.variant:
@@ -320,10 +325,10 @@ def train_variant(args: argparse.Namespace, recipes: dict[str, dict[str, Any]], 
         losses = [round(e["loss"], 3) for e in run["loss"]]
         log(name, run["steps"], "steps in", seconds, "s; loss", losses[:: max(1, len(losses) // 12)])
         run["join"] = json.loads(json.dumps(recipes["align"]["join"], default=str))
-        run["stages"] = {stage: json.loads((args.out / stage / "run.json").read_text()) for stage in ("align", "instruct")}
+        start = args.instructed or args.out
+        run["stages"] = {stage: json.loads((start / stage / "run.json").read_text()) for stage in ("align", "instruct")}
         save_parts(out, recipe, model, run)  # before anything else can go wrong, or the machine be taken away
-        asked = (*(DEVELOP if args.develop else ()), *REPORTED)
-        probe = Probe(args.data, asked, recipe, tokenizer, model.get_base_model().config, args.eval_limit)
+        probe = Probe(args.data, DEVELOP if args.develop else REPORTED, recipe, tokenizer, model.get_base_model().config, args.eval_limit)
         rounding = LoraRounding(model)
         rounding.apply(True)
         run["probe"] = {"rounded": probe.score(model)}

@@ -1,0 +1,99 @@
+"""What edgemed-demo learns from beside the sets themselves: only what their answers say, of the image they are about."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from bench.demo_facts import agreement, derive, diseases_in, organs_in  # noqa: E402
+from bench.demo_rounds import DEVELOP, VARIANTS, choose, score_of, variant  # noqa: E402
+from bench.demo_sets import build_sets  # noqa: E402
+from edgemed.data import Sample, load_samples  # noqa: E402
+
+
+def about(image: str, *pairs: tuple[str, str], modality: str = "CT", organ: str = "Abdomen") -> list[Sample]:
+    kinds = ["closed" if answer in ("Yes", "No") else "open" for _, answer in pairs]
+    return [
+        Sample.single(f"{image}-{n}", Path(image), question, answer, kind, modality, organ)  # type: ignore[arg-type]
+        for n, ((question, answer), kind) in enumerate(zip(pairs, kinds, strict=True))
+    ]
+
+
+def test_organs_are_read_from_every_form() -> None:
+    samples = about(
+        "a.jpg",
+        ("Does the picture contain liver?", "Yes"),
+        ("How many kidneys in this image?", "0"),
+        ("Where is the spleen in this image?", "Not seen"),
+        ("What color is the left lung in the picture?", "Black"),
+        ("What is the rightmost organ in this image?", "Large Bowel"),
+        ("Is there a heart in the image?", "No"),
+        ("Where is the heart?", "Center"),
+        ("Does the picture contain abnormality?", "Yes"),
+    )
+    assert organs_in(samples) == {"liver": True, "kidney": False, "spleen": False, "lung": True, "large bowel": True}
+    pairs = derive(samples, random.Random(0))
+    assert ("Does the picture contain kidney?", "No") in pairs and ("How many kidneys in this image?", "0") in pairs
+    assert not any("heart" in question for question, _ in pairs), "its answers contradict each other"
+
+
+def test_a_list_of_diseases_answers_for_each() -> None:
+    lists = ("What diseases are included in the picture?", "Atelectasis"), ("Where is/are the abnormality located?", "Lower Left Lung")
+    xray = about("x.jpg", *lists, modality="X-Ray", organ="Lung")
+    assert diseases_in(xray) == {"atelectasis"}
+    pairs = dict(derive(xray, random.Random(0)))
+    assert pairs["Can atelectasis be observed on the lower left lung in this picture?"] == "Yes"
+    assert pairs["Which organ is abnormal, heart or lung?"] == "Lung" and pairs["Are there abnormalities in this image?"] == "Yes"
+    assert sum(question.startswith("Can ") and answer == "No" for question, answer in pairs.items()) == 6
+    none = about("y.jpg", ("What diseases are included in the picture?", "None"), ("Does the picture contain liver?", "Yes"))
+    found = dict(derive(none, random.Random(0)))
+    assert diseases_in(none) == frozenset() and found["Does this image look normal?"] == "Yes"
+    assert any("liver" in q and (a == "Yes") == ("healthy" in q or "normal" in q) for q, a in found.items() if "contain" not in q)
+    assert diseases_in(about("z.jpg", ("Is the lung healthy?", "No"))) is None
+
+
+def test_agreement_counts_an_answer_against_the_others_only() -> None:
+    right = about("a.jpg", ("Does the picture contain liver?", "Yes"), ("Where is the liver?", "Left"))
+    wrong = about("b.jpg", ("Does the picture contain liver?", "No"), ("Where is the liver?", "Left"))
+    alone = about("c.jpg", ("Does the picture contain liver?", "Yes"))
+    counts = agreement([*right, *wrong, *alone])["does the picture contain …?"]
+    assert (counts[True], counts[False]) == (1, 1)
+
+
+def test_the_made_sets_are_read_back_and_repeat_no_question(tmp_path: Path) -> None:
+    image = tmp_path / "slake" / "xmlab1" / "source.jpg"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    pairs = ("Does the picture contain liver?", "Yes"), ("Where is the spleen?", "Not seen"), ("What modality is used?", "CT")
+    samples = [Sample(s.id, image, s.turns, s.answer_type, s.modality, s.organ) for s in about("a", *pairs)]
+    counts = build_sets({"slake": samples}, tmp_path / "made")
+    facts = load_samples("llava", tmp_path / "made" / "facts.json", "train")
+    assert counts["facts"] == len(facts) > 0 and all(s.image is not None and s.image.resolve() == image for s in facts)
+    assert not {s.question.lower() for s in facts} & {question.lower() for question, _ in pairs}
+    assert ("Does the picture contain spleen?", "No") in {(s.question, s.answer) for s in facts}
+    captions = load_samples("llava", tmp_path / "made" / "captions.json", "train")
+    assert [s.answer for s in captions] == ["A CT image of the abdomen. It shows the liver."]
+    assert len(load_samples("llava", tmp_path / "made" / "conversations.json", "train")) == counts["conversations"] == 2
+
+
+def test_the_best_variant_is_chosen_by_what_was_kept_back(tmp_path: Path) -> None:
+    def probe(closed: float, pathvqa_open: float) -> dict[str, dict[str, float]]:
+        return {name: {"closed": closed, "open": pathvqa_open if "path" in name else 50.0} for name in DEVELOP}
+
+    for name, scores in (("plain", probe(60, 90)), ("facts", probe(61, 0))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"probe": {"rounded": scores}}))
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "run.json").write_text("{}")
+    assert choose(tmp_path, list(VARIANTS)) == "facts"
+    told = json.loads((tmp_path / "choice.json").read_text())
+    assert told["best"] == "facts" and told["scores"] == {"plain": 57.5, "facts": 58.25} and score_of(probe(61, 0)) == 58.25
+    with pytest.raises(SystemExit):
+        choose(tmp_path / "nothing", list(VARIANTS))
+    assert variant("slake", 30, "final") == ["--facts", "--variant", "final:30,data.0.repeat=6"]
