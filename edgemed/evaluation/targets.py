@@ -37,6 +37,8 @@ from runtimes.system import physical_cores
 if TYPE_CHECKING:
     from edgemed.core.manifest import Artifact
 
+# Raised where questions come to share batches otherwise, as that moves last bits: an older run is then not gone on with.
+ANSWERING = 2
 # Answers of these sets are a few words.
 MAX_TOKENS = 24
 # Questions about one image that are answered at once. Their batches are so wide that weights are read once for all of them.
@@ -143,7 +145,7 @@ class EngineTarget:
     def identity(self) -> str:
         # How many are answered at once is part of it: batches of another width round otherwise.
         report = self._engines[0].report
-        facts = (self._model.sha256, self._slots, self.max_tokens, report.runtime, *report.devices)
+        facts = (ANSWERING, self._model.sha256, self._slots, self.max_tokens, report.runtime, *report.devices)
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
     @property
