@@ -10,25 +10,30 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-# How llama-cpp-python is built. Portable at first: no instructions of the building machine alone. CPU=native: for this machine's
-# processor, faster and not to be carried elsewhere. Where neither CPU nor CMAKE_ARGS is given, an earlier build stays. pip's cache does
-# not know CMAKE_ARGS, so a build with other ones goes past it, and a change of them installs anew.
+# How llama-cpp-python is built. Portable at first: no instructions of the building machine alone. `make … CPU=native`: for this machine's
+# processor, faster and not to be carried elsewhere. Where neither CPU nor CMAKE_ARGS is given, what is installed stays. pip's cache does
+# not know CMAKE_ARGS, so a build with other ones goes past it, and a change of them installs anew. A CPU in the environment is
+# something else: some systems name the processor there.
 PORTABLE = -DGGML_NATIVE=OFF
-ifndef CMAKE_ARGS
+ifneq ($(filter command% override,$(origin CPU)),)
 ifeq ($(CPU),native)
-CMAKE_ARGS := $(shell $(PYTHON) runtimes/native.py)
+WANTED := $(shell $(PYTHON) runtimes/native.py)
 else ifeq ($(CPU),portable)
-CMAKE_ARGS := $(PORTABLE)
-else ifeq ($(CPU),)
-CMAKE_ARGS := $(shell cat $(VENV)/.cmake-args 2>/dev/null || echo '$(PORTABLE)')
-else
-$(error Expected CPU=native or CPU=portable, found CPU=$(CPU))
+WANTED := $(PORTABLE)
 endif
-else ifdef CPU
+ifeq ($(strip $(WANTED)),)
+$(error Expected CPU=portable or, on Linux, CPU=native; found CPU=$(CPU))
+endif
+ifdef CMAKE_ARGS
 $(error Expected CPU or CMAKE_ARGS, found both: add what `$(PYTHON) runtimes/native.py` prints to CMAKE_ARGS)
 endif
+CMAKE_ARGS := $(WANTED)
+endif
 ifeq ($(strip $(CMAKE_ARGS)),)
-$(error No options for this processor were found: use CPU=portable)
+override CMAKE_ARGS := $(strip $(shell cat $(VENV)/.cmake-args 2>/dev/null))
+endif
+ifeq ($(CMAKE_ARGS),)
+override CMAKE_ARGS := $(PORTABLE)
 endif
 export CMAKE_ARGS
 BUILD_OPTIONS = $(if $(filter-out $(PORTABLE),$(CMAKE_ARGS)),--no-cache-dir)
@@ -74,11 +79,14 @@ clean:
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.cmake-args: FORCE | $(BIN)/python
-	@echo '$(CMAKE_ARGS)' | cmp -s - $@ || { test ! -e $@ || $(PIP) uninstall -y llama-cpp-python; echo '$(CMAKE_ARGS)' > $@; }
+$(VENV)/.cmake-wanted: FORCE | $(BIN)/python
+	@printf '%s\n' "$$CMAKE_ARGS" | cmp -s - $@ || printf '%s\n' "$$CMAKE_ARGS" > $@
 
-$(VENV)/.stamp-base: $(METADATA) $(VENV)/.cmake-args | $(BIN)/python
+# .cmake-args is what the installed build was made with, so it is written once the build has succeeded.
+$(VENV)/.stamp-base: $(METADATA) $(VENV)/.cmake-wanted | $(BIN)/python
+	@cmp -s $(VENV)/.cmake-wanted $(VENV)/.cmake-args || test ! -e $(VENV)/.cmake-args || $(PIP) uninstall -y llama-cpp-python
 	$(PIP) install $(BUILD_OPTIONS) -e .
+	@cp $(VENV)/.cmake-wanted $(VENV)/.cmake-args
 	@touch $@
 
 $(VENV)/.stamp-clinic: $(METADATA) $(VENV)/.stamp-base

@@ -127,9 +127,11 @@ def _about_diseases(samples: Sequence[Sample], draw: random.Random) -> Iterator[
         yield form.format(organ), ill if organ in hurt else well
     if samples[0].modality != "X-Ray" or samples[0].organ.lower() != "lung":
         return
-    if hurt & {"lung", "heart"}:
-        yield "Which organ is abnormal, heart or lung?", "Both" if hurt >= {"lung", "heart"} else hurt.pop().capitalize()
+    if chest := hurt & {"lung", "heart"}:
+        yield "Which organ is abnormal, heart or lung?", "Both" if len(chest) == 2 else chest.pop().capitalize()
     places = {s.answer.lower().strip() for s in samples if _LOCATED.fullmatch(s.question.lower().strip())}
+    if not all(any(word in disease for words in _HOLDERS.values() for word in words) for disease in listed):
+        return  # one that is not known, or misspelt, may be any of those below
     for disease in _CHEST:
         named = any(disease in name for name in listed)
         if not named:

@@ -4,8 +4,9 @@
 
 The first two stages run once, without the images that are kept back to choose by (bench/train_demo.py --develop). Each of VARIANTS then
 trains the last stage in a process of its own for `--first` seconds; a training of this size leaves most of a large GPU idle, so several
-share one. The one with the highest score on what was kept back (`score_of`, a rule set beforehand) trains again for `--second` seconds
-with those images too, on all GPUs. OUT/choice.json tells the scores, OUT/final has the parts, OUT/*.log what each process said.
+share one (as many on each, or they would not be equals). The one with the highest score on what was kept back (`score_of`, a rule set
+beforehand) trains again for `--second` seconds with those images too, on all GPUs. OUT, which must be new, gets choice.json with the
+scores, final/ with the parts, and a log a process.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from bench.train_demo import DEVELOP
 
@@ -42,11 +42,8 @@ def score_of(probe: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def choose(out: Path, names: Sequence[str]) -> str:
-    """The best variant of those that came to their end, by rounded weights; writes choice.json."""
-    runs = {name: json.loads(path.read_text()) for name in names if (path := out / name / "run.json").is_file()}
-    probes = {name: run["probe"]["rounded"] for name, run in runs.items() if "probe" in run}
-    if not probes:
-        sys.exit(f"Expected a variant that was scored in {out}, found none: see its logs.")
+    """The best of the variants that came to their end, by rounded weights; writes choice.json."""
+    probes = {name: json.loads((out / name / "run.json").read_text())["probe"]["rounded"] for name in names}
     scores = {name: round(score_of(probe), 2) for name, probe in probes.items()}
     best = max(scores, key=lambda name: scores[name])
     (out / "choice.json").write_text(json.dumps({"best": best, "scores": scores, "probes": probes}, indent=1))
@@ -54,11 +51,41 @@ def choose(out: Path, names: Sequence[str]) -> str:
     return best
 
 
-def start(out: Path, name: str, command: Sequence[str], gpus: Sequence[int] | None) -> subprocess.Popen[bytes]:
-    """A process whose words go to OUT/NAME.log, on these GPUs; None: no GPU."""
-    visible = "" if gpus is None else ",".join(map(str, gpus))
-    with (out / f"{name}.log").open("wb") as log:
-        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "CUDA_VISIBLE_DEVICES": visible})
+def visible_gpus(count: int) -> list[str]:
+    """So many of the GPUs that this process may use, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = given.split(",") if given else [str(i) for i in range(count)]
+    if len(names) < count:
+        sys.exit(f"Expected {count} GPUs, found CUDA_VISIBLE_DEVICES={given}.")
+    return names[:count]
+
+
+class Processes:
+    """Processes whose words go to OUT/NAME.log; none outlives this one."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self, name: str, command: Sequence[str], gpus: Sequence[str]) -> None:
+        """On these GPUs; none of them: on the CPU."""
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+        with (self.out / f"{name}.log").open("wb") as log:
+            self.running[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+    def wait(self) -> list[str]:
+        """The names of those that ended well, once all have ended."""
+        codes = {name: process.wait() for name, process in self.running.items()}
+        self.running = {}
+        print("ended with", codes, flush=True)
+        return [name for name, code in codes.items() if code == 0]
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for process in self.running.values():
+            process.terminate()
 
 
 def main() -> None:
@@ -74,27 +101,37 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=VARIANTS, help="these variants; all where left out")
     parser.add_argument("--cpu", action="store_true", help="no GPU: a dry run")
     args, more = parser.parse_known_args()
-    args.out.mkdir(parents=True, exist_ok=True)
     names = args.only or list(VARIANTS)
-    common = ["--base", args.base, "--tower", args.tower, "--data", args.data, *more, "--cpu" if args.cpu else "--compile"]
-    train = [sys.executable, "-m", "bench.train_demo", *map(str, common)]
-    gpus = None if args.cpu else list(range(args.gpus))
+    if args.gpus < 1 or len(names) % args.gpus:
+        parser.error(f"expected as many variants on each GPU, found {len(names)} on {args.gpus}")
+    if args.out.exists():
+        parser.error(f"expected a new folder, found {args.out}")
+    args.out.mkdir(parents=True)
+    with Processes(args.out) as processes:
+        run_rounds(args, more, names, processes)
 
+
+def run_rounds(args: argparse.Namespace, more: Sequence[str], names: Sequence[str], processes: Processes) -> None:
+    """The first two stages, the variants, and the best one again. Exits with 1 where one of these fails."""
+    common = ["--base", args.base, "--tower", args.tower, "--data", args.data, "--out", args.out, *more]
+    train = [sys.executable, "-m", "bench.train_demo", *map(str, common), "--cpu" if args.cpu else "--compile"]
+    gpus = [] if args.cpu else visible_gpus(args.gpus)
     times = ["--align-seconds", str(args.align_seconds), "--instruct-seconds", str(args.instruct_seconds)]
-    first = [*train, "--out", str(args.out), "--develop"]
-    if start(args.out, "start", [*first, *times], gpus and gpus[:1]).wait():
+    processes.start("start", [*train, "--develop", *times], gpus[:1])
+    if not processes.wait():
         sys.exit(f"The first two stages ended early: see {args.out / 'start.log'}.")
-    print("first two stages done", flush=True)
-    first += ["--instructed", str(args.out)]
-    running = [start(args.out, n, [*first, *variant(n, args.first)], gpus and [gpus[i % len(gpus)]]) for i, n in enumerate(names)]
-    print("variants ended with", dict(zip(names, [process.wait() for process in running], strict=True)), flush=True)
-    best = choose(args.out, names)
-
-    second: list[Any] = [*train, "--out", str(args.out), "--instructed", str(args.out)]
-    if not args.cpu and args.gpus > 1:
-        second[1:3] = ["-m", "torch.distributed.run", f"--nproc_per_node={args.gpus}", "-m", "bench.train_demo"]
-    second += ["--batch-size", str(args.second_batch), *variant(best, args.second, "final")]
-    print("final ended with", start(args.out, "final", second, gpus).wait(), flush=True)
+    train += ["--instructed", str(args.out)]
+    for number, name in enumerate(names):
+        processes.start(name, [*train, "--develop", *variant(name, args.first)], [gpus[number % len(gpus)]] if gpus else [])
+    ended = processes.wait()
+    if not ended:
+        sys.exit(f"No variant came to its end: see the logs in {args.out}.")
+    best = choose(args.out, ended)
+    if len(gpus) > 1:
+        train[1:3] = ["-m", "torch.distributed.run", f"--nproc_per_node={len(gpus)}", "-m", "bench.train_demo"]
+    processes.start("final", [*train, "--batch-size", str(args.second_batch), *variant(best, args.second, "final")], gpus)
+    if not processes.wait():
+        sys.exit(f"The last training failed: see {args.out / 'final.log'}.")
 
 
 def variant(name: str, seconds: int, as_name: str | None = None) -> list[str]:

@@ -78,7 +78,8 @@ DESCRIBE = {"slake": describe_slake, "pathvqa": describe_pathvqa}
 
 def build_sets(sets: Mapping[str, Sequence[Sample]], out: Path, seed: int = 0) -> dict[str, int]:
     """Write captions.json, conversations.json and facts.json into `out`; rows of each."""
-    draw = random.Random(seed)
+    # One for the facts alone, so that the other files stay what they are without them.
+    draw, draw_facts = random.Random(seed), random.Random(seed)
     captions: list[Row] = []
     conversations: list[Row] = []
     facts: list[Row] = []
@@ -96,7 +97,7 @@ def build_sets(sets: Mapping[str, Sequence[Sample]], out: Path, seed: int = 0) -
                 conversations.append(_row(f"{key}-{number}", where, rounds))
             if name == "slake":
                 asked = {sample.question.lower().strip() for sample in group}
-                new = [pair for pair in derive(group, draw) if pair[0].lower() not in asked]
+                new = [pair for pair in derive(group, draw_facts) if pair[0].lower() not in asked]
                 facts += [_row(f"{key}-fact-{number}", where, [pair]) for number, pair in enumerate(new)]
     made = {"captions": captions, "conversations": conversations, "facts": facts}
     for file, rows in made.items():

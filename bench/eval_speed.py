@@ -2,7 +2,7 @@
 
     python -m bench.eval_speed ARTIFACT --dataset slake=PATH --bin-dir DIR [--images N] [--slots-images 12] [--json FILE]
 
-DIR holds llama-server and llama-mtmd-cli of the same llama.cpp. All answer the same questions, greedy, at most 24 tokens, with the same
+DIR holds llama-server and llama-mtmd-cli of the same llama.cpp. All are asked the same way, greedy, at most 24 tokens, with the same
 cores. The programs take turns, a few images each, so that whatever else the machine does falls on all alike:
 
 - ours: all questions about an image as one group, an engine of one thread for each core (as `edgemed eval` does by itself)
@@ -10,8 +10,9 @@ cores. The programs take turns, a few images each, so that whatever else the mac
   as many slots and clients as ours has, which is more than the comparison asks for and slow, so on the first images only
 - llama-mtmd-cli: a process a question, on the first few questions only
 
-Loading is not counted for the two that stay loaded. Seconds of processors are told beside those on the wall: on a machine that others
-use, they say more. The share of equal answers is told, so that nobody is fast by answering less.
+Each is compared with ours on the rounds in which it answered too. Loading is not counted for those that stay loaded. Seconds of processors
+are told beside those on the wall: on a machine that others use, they say more. The share of equal answers is told, so that nobody is
+fast by answering less.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -54,30 +55,33 @@ ROUND = 4
 
 @dataclass
 class Clock:
-    """One program's time and answers."""
+    """One program's answers, and what each round took: seconds on the wall and of processors, and questions that were answered."""
 
     program: str
-    elapsed_s: float = 0.0
-    cpu_s: float = 0.0
+    rounds: dict[int, tuple[float, float, int]] = field(default_factory=dict)
     answers: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def per_minute(self) -> float:
-        """Questions a minute."""
-        return 60 * len(self.answers) / self.elapsed_s
+    def add(self, number: int, elapsed_s: float, cpu_s: float, answers: dict[str, str]) -> None:
+        """More of a round."""
+        before = self.rounds.get(number, (0.0, 0.0, 0))
+        self.rounds[number] = before[0] + elapsed_s, before[1] + cpu_s, before[2] + len(answers)
+        self.answers |= answers
+
+    def a_question(self, rounds: Iterable[int]) -> tuple[float, float]:
+        """Seconds on the wall and of processors for a question of these rounds."""
+        elapsed, cpu, count = (sum(parts) for parts in zip(*(self.rounds[number] for number in rounds), strict=True))
+        return elapsed / count, cpu / count
 
     def same(self, other: Clock) -> float:
         """The share of this clock's answers that the other has too."""
         return float(np.mean([words(text) == words(other.answers[id]) for id, text in self.answers.items()]))
 
 
-@contextmanager
-def timed(clock: Clock, pids: Sequence[int] = ()) -> Iterator[None]:
-    """Add what passes inside: seconds on the wall, and of processors in these processes (none: in children that ended meanwhile)."""
+def timed(ask: Callable[[], dict[str, str]], pids: Sequence[int] = ()) -> tuple[float, float, dict[str, str]]:
+    """Seconds on the wall and of processors in these processes (none: in children that ended meanwhile), and the answers."""
     begun, before = time.perf_counter(), _cpu_s(pids)
-    yield
-    clock.elapsed_s += time.perf_counter() - begun
-    clock.cpu_s += _cpu_s(pids) - before
+    answers = ask()
+    return time.perf_counter() - begun, _cpu_s(pids) - before, answers
 
 
 def _cpu_s(pids: Sequence[int]) -> float:
@@ -118,27 +122,28 @@ def ask_server(url: str, link: str, question: str, separator: str) -> str:
         return str(json.load(reply)["choices"][0]["message"]["content"]).strip()
 
 
-def time_server(clock: Clock, at: tuple[str, int], artifact: Artifact, samples: Sequence[Sample], clients: int) -> None:
+def time_server(at: tuple[str, int], artifact: Artifact, samples: Sequence[Sample], clients: int) -> tuple[float, float, dict[str, str]]:
     """The questions about one image, by so many clients at once."""
     url, pid = at
-    with timed(clock, [pid]):
+    # The server puts nothing between an image and the text, where training had the template's separator.
+    separator = artifact.manifest.template.image_separator
+
+    def ask() -> dict[str, str]:
         link = "data:image/png;base64," + base64.b64encode(prepared_png(artifact, _image(samples))).decode()
-        # The server puts nothing between an image and the text, where training had the template's separator.
-        separator = artifact.manifest.template.image_separator
         with ThreadPoolExecutor(clients) as pool:
             texts = list(pool.map(lambda s: ask_server(url, link, s.question, separator), samples))
-    clock.answers |= {s.id: text for s, text in zip(samples, texts, strict=True)}
+        return {s.id: text for s, text in zip(samples, texts, strict=True)}
+
+    return timed(ask, [pid])
 
 
-def time_ours(clock: Clock, target: EngineTarget, groups: Sequence[Sequence[Sample]]) -> None:
+def time_ours(target: EngineTarget, groups: Sequence[Sequence[Sample]]) -> tuple[float, float, dict[str, str]]:
     """The same by the runner: a group an image, as many images at once as there are engines."""
     samples = [s for group in groups for s in group]
-    with timed(clock, target.pids):
-        replies = run(target, samples)
-    clock.answers |= {s.id: r.text for s, r in zip(samples, replies, strict=True)}
+    return timed(lambda: {s.id: r.text for s, r in zip(samples, run(target, samples), strict=True)}, target.pids)
 
 
-def time_cli(clock: Clock, binary: Path, artifact: Artifact, sample: Sample, threads: int) -> None:
+def time_cli(binary: Path, artifact: Artifact, sample: Sample, threads: int) -> tuple[float, float, dict[str, str]]:
     """One question by a process of its own."""
     with tempfile.NamedTemporaryFile(suffix=".png") as image:
         image.write(prepared_png(artifact, _image([sample])))
@@ -146,9 +151,12 @@ def time_cli(clock: Clock, binary: Path, artifact: Artifact, sample: Sample, thr
         command = [str(binary), "-m", str(artifact.llm_path), "--mmproj", str(artifact.mmproj_path), "--image", image.name, "--jinja"]
         command += ["-p", sample.question, "-n", str(MAX_TOKENS), "-c", "2048", "--temp", "0", "-t", str(threads)]
         command += ["-ngl", "0", "--no-mmproj-offload"]
-        with timed(clock):
+
+        def ask() -> dict[str, str]:
             done = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
-    clock.answers[sample.id] = done.stdout.strip()
+            return {sample.id: done.stdout.strip()}
+
+        return timed(ask)
 
 
 def _image(samples: Sequence[Sample]) -> Path:
@@ -169,15 +177,30 @@ def measure(
         parallel = stack.enter_context(server(bin_dir / "llama-server", artifact, threads, SLOTS))
         for start in range(0, len(groups), ROUND):
             part = groups[start : start + ROUND]
-            time_ours(ours, target, part)
+            ours.add(start, *time_ours(target, part))
             for samples in part:
-                time_server(one, single, artifact, samples, 1)
-            for samples in part[: max(0, slots_images - start)]:
-                time_server(many, parallel, artifact, samples, SLOTS)
+                one.add(start, *time_server(single, artifact, samples, 1))
+            for samples in part if start < slots_images else ():
+                many.add(start, *time_server(parallel, artifact, samples, SLOTS))
             if len(cli.answers) < cli_questions:
-                time_cli(cli, bin_dir / "llama-mtmd-cli", artifact, part[0][0], threads)
+                cli.add(start, *time_cli(bin_dir / "llama-mtmd-cli", artifact, part[0][0], threads))
             print(f"{start + len(part)} of {len(groups)} images", file=sys.stderr, flush=True)
-    return [ours, one, many, cli]
+    return [clock for clock in (ours, one, many, cli) if clock.answers]
+
+
+def row_of(clock: Clock, ours: Clock) -> dict[str, Any]:
+    """A program beside ours, on the rounds that it had."""
+    (elapsed, cpu), (our_elapsed, our_cpu) = clock.a_question(clock.rounds), ours.a_question(clock.rounds)
+    return {
+        "program": clock.program,
+        "questions": len(clock.answers),
+        "seconds": round(elapsed * len(clock.answers), 2),
+        "per_minute": round(60 / elapsed, 1),
+        "ours_is_times": round(elapsed / our_elapsed, 2),
+        "cpu_s_a_question": round(cpu, 3),
+        "in_cpu_s": round(cpu / our_cpu, 2),
+        "same_answers": round(clock.same(ours), 3),
+    }
 
 
 def main() -> None:
@@ -194,20 +217,7 @@ def main() -> None:
     samples = [s for s in load_named(parse_dataset(args.dataset, "validate")) if s.image]
     groups = [[samples[k] for k in group.places] for group in group_samples(samples)][: args.images]
     clocks = measure(load_artifact(args.artifact), groups, args.bin_dir, args.threads, args.slots_images, args.cli_questions)
-    ours = clocks[0]
-    rows: list[dict[str, Any]] = [
-        {
-            "program": c.program,
-            "questions": len(c.answers),
-            "seconds": round(c.elapsed_s, 2),
-            "per_minute": round(c.per_minute, 1),
-            "ours_is_times": round(ours.per_minute / c.per_minute, 2),
-            "cpu_s_a_question": round(c.cpu_s / len(c.answers), 3),
-            "in_cpu_s": round(c.cpu_s / len(c.answers) / (ours.cpu_s / len(ours.answers)), 2),
-            "same_answers": round(c.same(ours), 3),
-        }
-        for c in clocks
-    ]
+    rows = [row_of(clock, clocks[0]) for clock in clocks]
     print_table(f"{args.artifact.name}, {args.threads} threads", tuple(rows[0]), [[str(v) for v in row.values()] for row in rows])
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1))

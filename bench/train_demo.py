@@ -206,9 +206,9 @@ def stages(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     data, out = args.data.resolve(), args.out.resolve()
     held = HELD_TO_DEVELOP if args.develop else HELD
     sets = [{**entry, "path": data / entry["name"], "hold_out": held.get(entry["name"], [])} for entry in SETS]
-    loaded = {entry["name"]: load_set(DataRecipe.model_validate(entry)) for entry in sets}
-    log("rows", {name: len(samples) for name, samples in loaded.items()}, build_sets(loaded, data / "made"))
-    made = {kind: {"name": "llava", "path": data / "made" / f"{kind}.json"} for kind in ("captions", "conversations", "facts")}
+    loaded = {entry["name"]: load_set(DataRecipe.model_validate(entry | {"merge_answers": False})) for entry in sets}
+    log("rows", {name: len(samples) for name, samples in loaded.items()}, build_sets(loaded, out / "made"))
+    made = {kind: {"name": "llava", "path": out / "made" / f"{kind}.json"} for kind in ("captions", "conversations", "facts")}
     captions, conversations = made["captions"], made["conversations"]
     # minutes of a hired machine are for training, not for checkpoints
     optim: dict[str, Any] = {

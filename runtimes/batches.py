@@ -1,8 +1,8 @@
 """From slots' parts to one batch of token ids: what several sequences would run alike is run once, for all of them.
 
-Two sequences may share a row only where all their cells so far are the same cells of the cache, not merely equal ones: a shared row sees
-the cells of all its sequences, and would count a copy twice. Questions about one image begin alike ("What …", "Is …"), and their image
-is shared already. Knows no llama.cpp.
+Two sequences may share a row only where all their cells so far are the same cells of the cache, not merely equal ones: llama.cpp computes
+the row with the cells of one of its sequences, and of the others compares no more than how long they are. Questions about one image
+begin alike ("What …", "Is …"), and their image is shared already. Knows no llama.cpp.
 """
 
 from __future__ import annotations

@@ -369,7 +369,7 @@ class Sampler:
 
 
 class _Batch:
-    """llama_batch over arrays of our own, filled through numpy; of tokens and their sequences, so many pairs."""
+    """llama_batch over arrays of our own, filled through numpy: at most `size` pairs of a token and a sequence that it belongs to."""
 
     def __init__(self, size: int, max_outputs: int) -> None:
         self.size, self.max_outputs = size, max_outputs

@@ -40,8 +40,7 @@ _MEANING = {
 _HINT = "Ask again; if it happens again, run: edgemed verify"
 _HINTS = {
     signal.SIGKILL: "Ask again; if it happens again, use a smaller context, fewer slots or a 4-bit model.",
-    signal.SIGILL: 'Build it for this one: CMAKE_ARGS="$(python -m runtimes.native)" pip install --force-reinstall --no-cache-dir'
-    " --no-binary llama-cpp-python llama-cpp-python",
+    signal.SIGILL: "Build it for this one, in edgemed's folder: make demo CPU=native (or see runtimes/native.py).",
 }
 
 

@@ -8,13 +8,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from bench.demo_facts import agreement, derive, diseases_in, organs_in  # noqa: E402
-from bench.demo_rounds import DEVELOP, VARIANTS, choose, score_of, variant  # noqa: E402
-from bench.demo_sets import build_sets  # noqa: E402
-from edgemed.data import Sample, load_samples  # noqa: E402
+from bench.demo_facts import agreement, derive, diseases_in, organs_in
+from bench.demo_sets import build_sets
+from edgemed.data import Sample, load_samples
 
 
 def about(image: str, *pairs: tuple[str, str], modality: str = "CT", organ: str = "Abdomen") -> list[Sample]:
@@ -52,9 +48,18 @@ def test_a_list_of_diseases_answers_for_each() -> None:
     assert pairs["Which organ is abnormal, heart or lung?"] == "Lung" and pairs["Are there abnormalities in this image?"] == "Yes"
     assert sum(question.startswith("Can ") and answer == "No" for question, answer in pairs.items()) == 6
     none = about("y.jpg", ("What diseases are included in the picture?", "None"), ("Does the picture contain liver?", "Yes"))
-    found = dict(derive(none, random.Random(0)))
-    assert diseases_in(none) == frozenset() and found["Does this image look normal?"] == "Yes"
-    assert any("liver" in q and (a == "Yes") == ("healthy" in q or "normal" in q) for q, a in found.items() if "contain" not in q)
+    assert diseases_in(none) == frozenset()
+    health = {
+        ("Is the liver healthy?", "Yes"),
+        ("Does the liver look abnormal?", "No"),
+        ("Is the liver abnormal?", "No"),
+        ("Does the liver look normal?", "Yes"),
+    }
+    found = {pair for seed in range(30) for pair in derive(none, random.Random(seed))}
+    assert {pair for pair in found if "normal" in pair[0] and "liver" in pair[0] or "healthy" in pair[0]} == health
+    assert ("Does this image look normal?", "Yes") in found
+    misspelt = about("m.jpg", ("What diseases are included in the picture?", "Noudle"), modality="X-Ray", organ="Lung")
+    assert not any(question.startswith("Can ") for question, _ in derive(misspelt, random.Random(0)))
     assert diseases_in(about("z.jpg", ("Is the lung healthy?", "No"))) is None
 
 
@@ -82,18 +87,22 @@ def test_the_made_sets_are_read_back_and_repeat_no_question(tmp_path: Path) -> N
     assert len(load_samples("llava", tmp_path / "made" / "conversations.json", "train")) == counts["conversations"] == 2
 
 
-def test_the_best_variant_is_chosen_by_what_was_kept_back(tmp_path: Path) -> None:
+def test_the_best_variant_is_chosen_by_what_was_kept_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from bench.demo_rounds import DEVELOP, VARIANTS, choose, score_of, variant, visible_gpus
+
     def probe(closed: float, pathvqa_open: float) -> dict[str, dict[str, float]]:
         return {name: {"closed": closed, "open": pathvqa_open if "path" in name else 50.0} for name in DEVELOP}
 
-    for name, scores in (("plain", probe(60, 90)), ("facts", probe(61, 0))):
+    for name, scores in (("plain", probe(60, 90)), ("facts", probe(61, 0)), ("moved", probe(99, 99))):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(json.dumps({"probe": {"rounded": scores}}))
-    (tmp_path / "moved").mkdir()
-    (tmp_path / "moved" / "run.json").write_text("{}")
-    assert choose(tmp_path, list(VARIANTS)) == "facts"
+    assert choose(tmp_path, ["plain", "facts"]) == "facts"
     told = json.loads((tmp_path / "choice.json").read_text())
     assert told["best"] == "facts" and told["scores"] == {"plain": 57.5, "facts": 58.25} and score_of(probe(61, 0)) == 58.25
-    with pytest.raises(SystemExit):
-        choose(tmp_path / "nothing", list(VARIANTS))
-    assert variant("slake", 30, "final") == ["--facts", "--variant", "final:30,data.0.repeat=6"]
+    assert variant("slake", 30, "final") == ["--facts", "--variant", "final:30,data.0.repeat=6"] and "plain" in VARIANTS
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    assert visible_gpus(1) == ["4"]
+    with pytest.raises(SystemExit, match="Expected 3 GPUs"):
+        visible_gpus(3)

@@ -138,10 +138,10 @@ def test_answers_to_one_question_about_an_image_are_merged(tmp_path: Path) -> No
     assert merge_answers(merged) == merged
     data = save_data(tmp_path / "data", images=1)
     rows = json.loads((data / "train.json").read_text())
-    again = {**rows[0], "id": "again", "conversations": [rows[0]["conversations"][0], {"from": "gpt", "value": "another"}]}
+    again = {**rows[-1], "id": "again", "conversations": [rows[-1]["conversations"][0], {"from": "gpt", "value": "another"}]}
     (data / "train.json").write_text(json.dumps([*rows, again]))
     loaded = load_set(DataRecipe(name="llava", path=data, merge_answers=True))
-    assert len(loaded) == len(rows) and loaded[0].answer.endswith(", another")
+    assert len(loaded) == len(rows) and loaded[-1].answer.endswith("on the left, another")
     assert len(load_set(DataRecipe(name="llava", path=data))) == len(rows) + 1
 
 

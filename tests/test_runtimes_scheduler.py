@@ -91,7 +91,9 @@ class FakeModel:
         for sequence in sequences:
             cells = self.cells.setdefault(sequence, [])
             assert position == len(cells), "positions must follow one another"
-            assert all(mine is theirs for mine, theirs in zip(cells, before, strict=True)), "a row for several must see each cell once"
+            assert all(mine is theirs for mine, theirs in zip(cells, before, strict=True)), (
+                "a row for several needs all cells before it in common"
+            )
             cells.append(cell)
 
     def values(self, sequence: int) -> list[float]:
@@ -241,8 +243,8 @@ def test_what_questions_begin_with_alike_is_run_once(manifest: Manifest) -> None
     rows = np.ones((5 * PATCHES, 4), np.float32)
     bench.scheduler._encode = lambda key, pixels: bench.scheduler.post(0, Encoded(key, rows, 0.1))
     bench.scheduler.post(7, SubmitGroup(tuple(Request((Turn("user", text, 1),), (image(1),), max_tokens=1) for text in texts)))
-    while not bench.sent:
-        bench.scheduler.step()
+    for _ in range(2):  # the image's rows come in between
+        bench.run()
     [(_, replies)] = bench.sent
     assert [reply.finished.text for reply in replies] == ["x"] * 5
     prompts = [slot.cells for slot in bench.scheduler._slots]
@@ -250,6 +252,27 @@ def test_what_questions_begin_with_alike_is_run_once(manifest: Manifest) -> None
     assert bench.llm.rows_run == len(different) - 5 * PATCHES < sum(map(len, prompts))
     for slot, cells in zip(bench.scheduler._slots, prompts, strict=True):
         assert [value for value in bench.llm.values(slot.index) if value != 1] == [cell for cell in cells if cell >= 0 and cell != 1]
+
+
+def test_a_failed_batch_with_shared_rows_is_run_again_in_parts(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=3))
+    bench.llm.batch_tokens = 256
+    decode, failures = bench.llm.decode_tokens, []
+
+    def fail_once(tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
+        if not failures and any(len(together) > 1 for together in sequences):
+            decode(tokens[:3], positions[:3], sequences[:3], [])  # some of it got into the cache
+            failures.append(len(sequences))
+            return 1
+        return decode(tokens, positions, sequences, outputs)
+
+    bench.llm.decode_tokens = fail_once  # type: ignore[method-assign]
+    for id, text in enumerate(("by", "as", "at"), 1):
+        bench.ask(id, text, max_tokens=4)
+    bench.run()
+    assert failures and all(isinstance(end, Finished) and end.text == "xxxx" for end in bench.ends().values())
+    for slot in bench.scheduler._slots:
+        assert bench.llm.values(slot.index) == slot.cells and len(slot.places) == len(slot.cells)
 
 
 def test_equal_cells_are_run_as_one_only_on_top_of_shared_ones() -> None:
@@ -334,9 +357,7 @@ def test_a_failed_batch_does_not_cost_the_other_its_answer(manifest: Manifest) -
     bench.ask(2, "B", max_tokens=30)
     decode, failures = bench.llm.decode_tokens, []
 
-    def fail_once(
-        tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
-    ) -> int:
+    def fail_once(tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
         if bench.tokens(1) == 2 and len(sequences) == 2 and not failures:
             failures.append(1)
             decode(tokens[:1], positions[:1], sequences[:1], [])  # half of it got into the cache

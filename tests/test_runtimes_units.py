@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from runtimes_pair import LLM_WIDTH, PATCHES, SIZE_PX, make_artifact, tower_rows, tower_tensors, write_llm, write_tower
 
 from edgemed.core.conversation import TEMPLATES, ImageSlot, Text
-from edgemed.core.errors import ArtifactError, EngineLoadError, InputError
+from edgemed.core.errors import ArtifactError, EngineError, EngineLoadError, InputError
 from edgemed.core.manifest import Artifact
 from edgemed.core.probe import probe_pixels, relative_l2
 from runtimes import libllama
@@ -322,6 +322,29 @@ def test_rows_of_tokens_are_the_tables(tmp_path: Path, type_: gguf.GGMLQuantizat
     assert rows is not None
     np.testing.assert_array_equal(rows([7, 0, 49, 7]), gguf.quants.dequantize(stored, type_)[[7, 0, 49, 7]])
     assert libllama.find_token_rows(tmp_path / "gemma.gguf") is None, "its graph scales the rows"
+
+
+def test_a_token_of_several_sequences_is_computed_as_in_each(tmp_path: Path) -> None:
+    write_llm(tmp_path / "llm.gguf")
+    model = libllama.LanguageModel(tmp_path / "llm.gguf", EngineSettings(context_tokens=64, slots=3, gpu_layers=0), 1, False)
+    prefix, endings = [1, 40, 65], ([7, 99], [7, 50], [8, 99])
+    try:
+        expected = []
+        for ending in endings:
+            assert model.decode_tokens([*prefix, *ending], range(5), [[0]] * 5, [4]) == 0
+            expected.append(model.logits(4).copy())
+            model.forget(0, 0)
+        assert model.decode_tokens(prefix, range(3), [[0]] * 3, []) == 0
+        for sequence in (1, 2):
+            model.share(0, sequence, 3)
+        assert model.decode_tokens([7, 99, 50, 8, 99], [3, 4, 4, 3, 4], [[0, 1], [0], [1], [2], [2]], [1, 2, 4]) == 0
+        for row, wanted in zip((1, 2, 4), expected, strict=True):
+            np.testing.assert_allclose(model.logits(row), wanted, atol=1e-4)
+        assert model.decode_tokens([3, 3], [5, 5], [[0], [1]], [0, 1]) == 0, "each goes on by itself"
+        with pytest.raises(EngineError, match="places"):
+            model.decode_tokens([1] * model.batch_tokens, range(model.batch_tokens), [[0, 1]] * model.batch_tokens, [])
+    finally:
+        model.close()
 
 
 def test_rows_of_tokens_give_the_tokens_logits(tmp_path: Path) -> None:

@@ -79,14 +79,15 @@ def mirror(sample: Sample) -> Sample:
 
 
 def merge_answers(samples: Iterable[Sample]) -> list[Sample]:
-    """Open questions that are asked of one image several times become one, answered by all their answers in turn.
+    """Questions that are asked of one image several times become one, answered by all their answers in turn; not those of yes and no.
 
-    PathVQA asks "What is present?" again and again of an image, with another answer each time. Apart they are labels that contradict
-    each other; no greedy answer can learn them.
+    PathVQA asks "What is present?" of one image up to six times, with up to three answers. Apart they are labels that contradict each
+    other; no greedy answer can learn them.
     """
     groups: dict[object, list[Sample]] = {}
     for sample in samples:
-        apart = sample.image is None or len(sample.turns) != 2 or sample.answer_type == "closed"
+        closed = sample.answer_type == "closed" or sample.answer.casefold().strip(" .") in ("yes", "no")
+        apart = sample.image is None or len(sample.turns) != 2 or closed
         key = len(groups) if apart else (sample.image, sample.mirrored, sample.question.casefold().strip())
         groups.setdefault(key, []).append(sample)
     return [_with_answers(group) for group in groups.values()]

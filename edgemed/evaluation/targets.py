@@ -37,7 +37,7 @@ from runtimes.system import physical_cores
 if TYPE_CHECKING:
     from edgemed.core.manifest import Artifact
 
-# Raised where questions come to share batches otherwise, as that moves last bits: an older run is then not gone on with.
+# To be increased whenever the way questions share batches changes: last bits move with it, so an older run is not gone on with.
 ANSWERING = 2
 # Answers of these sets are a few words.
 MAX_TOKENS = 24

@@ -45,7 +45,7 @@ class DataRecipe(Frozen):
     split: str = "train"
     # Shares of the images that are kept for measuring: "1/5" is the first of five parts, as `edgemed eval --dataset NAME@1/5=…` reads it.
     hold_out: tuple[str, ...] = ()
-    # Open questions asked of one image several times become one row with all their answers (PathVQA's "What is present?").
+    # Questions asked of one image several times become one row with all their answers (PathVQA's "What is present?"); not yes and no.
     merge_answers: bool = False
     # Every row once more with its image mirrored, and left and right swapped in its texts.
     mirror: bool = False
