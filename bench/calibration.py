@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +45,8 @@ def open_demo() -> Checkpoint:
     """edgemed-demo's source, as `edgemed convert` opens it."""
     entry = load_registry().find(DEFAULT_MODEL)
     parts = locate_sources(entry)
-    return open_checkpoint(parts.model, adapter=parts.adapter, mmproj=parts.mmproj, template=entry.template, name=entry.name)
+    found = open_checkpoint(parts.model, adapter=parts.adapter, mmproj=parts.mmproj, template=entry.template, name=entry.name)
+    return replace(found, rounded=entry.rounded)
 
 
 def build_artifacts(work: Path, dataset: str, path: Path, samples: int) -> dict[str, Artifact]:

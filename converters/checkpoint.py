@@ -133,6 +133,8 @@ class Checkpoint:
     tokenizer: TokenizerSpec
     image: ImagePreparation
     template: ConversationTemplate
+    # See core/contract.py: at 4 bits such a model gets the types that it learnt with.
+    rounded: bool = False
     # Weight files with size and hash; hashes are made while converting, see convert.py.
     files: dict[str, FileRecord] = field(default_factory=dict)
     # Sentences a person should read (an approximation, a choice the layout left open); shown as warnings, kept in the manifest.

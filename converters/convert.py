@@ -173,7 +173,7 @@ def choose_mixture(
 def plan_llm(checkpoint: Checkpoint, recipe: Recipe, chosen: Mapping[str, Type] | None = None) -> Plan:
     """The LLM's file: names, types (the recipe's, but for those `chosen`), metadata."""
     tensors = llm_tensors(checkpoint.llm)
-    types = recipe.llm_types((name, source.shape) for name, source in tensors) | dict(chosen or {})
+    types = recipe.llm_types(((name, source.shape) for name, source in tensors), checkpoint.rounded) | dict(chosen or {})
     quant = _label(recipe.llm, tensors, types)
     metadata = {
         **_general(checkpoint.name, quant),

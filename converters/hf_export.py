@@ -67,7 +67,7 @@ def export_hf(checkpoint: Checkpoint, out: Path, progress: Progress | None = Non
         save_text(part / "config.json", json.dumps(hf_config(checkpoint), indent=1))
         save_tokenizer(checkpoint.tokenizer, part, to_jinja(checkpoint.template))
         save_processor(part, checkpoint.image)
-        save_contract(part, Contract(image=checkpoint.image, template=checkpoint.template))
+        save_contract(part, Contract(image=checkpoint.image, template=checkpoint.template, rounded=checkpoint.rounded))
     return out
 
 

@@ -4,8 +4,8 @@
     types = recipe.llm_types([("blk.0.attn_v.weight", (256, 2048)), ...])     # name → GGMLQuantizationType
 
 At 4 bits the LLM gets llama.cpp's Q4_K_M mixture, tensor by tensor (llama-quant.cpp, `llama_tensor_get_type_impl`). Where a row is
-no multiple of 256, K-quants do not exist; llama.cpp then takes Q5_0 for Q4_K, this takes IQ4_NL, which has 4.5 bits as Q4_K has.
-Knows shapes, not weights.
+no multiple of 256, K-quants do not exist; llama.cpp then takes Q5_0 for Q4_K, this takes IQ4_NL, which has 4.5 bits as Q4_K has. A model
+that was trained with rounding errors gets the very types whose errors those were. Knows shapes, not weights.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class Recipe(Frozen):
         """For the manifest."""
         return {"bits": str(self.bits), "llm": self.llm, "vision": self.vision}
 
-    def llm_types(self, shapes: Shapes) -> dict[str, Type]:
-        """Every LLM tensor's type, by GGUF name."""
+    def llm_types(self, shapes: Shapes, rounded: bool = False) -> dict[str, Type]:
+        """Every LLM tensor's type, by GGUF name. `rounded`: as in core/contract.py."""
         table = dict(shapes)
         base = MIXTURES.get(self.llm) or Type[self.llm]
         layers = sum(1 for name in table if re.fullmatch(r"blk\.\d+\.attn_v\.weight", name))
@@ -113,7 +113,7 @@ class Recipe(Frozen):
         for name, shape in table.items():
             if _is_small(name, shape):
                 types[name] = Type.F32
-            elif self.llm == "Q4_K_M" and shape[-1] % block_size(base):
+            elif self.llm == "Q4_K_M" and (rounded or shape[-1] % block_size(base)):
                 types[name] = fitting(_narrow_type(name, layers), shape[-1])
             else:
                 types[name] = fitting(self._llm_type(name, base, layers, tied), shape[-1])
@@ -181,7 +181,8 @@ def _known(name: str, mixtures: bool) -> str:
 
 
 def _narrow_type(name: str, layers: int) -> Type:
-    """4 bits where a row fills no block of 256 (SmolLM2's 576): a mixture in Q4_K_M's spirit, made of types of block 32.
+    """4 bits where a row fills no block of 256 (SmolLM2's 576): a mixture in Q4_K_M's spirit, made of types of block 32. Training with
+    rounding errors knows this mixture (edgemed/finetune/rounding.py): change both or none.
 
     Found on edgemed-demo by KL to F16 (docs/LOG.md, 2026-11-22): v, and the first layers' way up into the feed-forward, are what 4 bits
     hurt; embeddings bear 5 bits. About half the divergence of IQ4_NL with llama.cpp's own raised tensors, in fewer bytes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ torch = pytest.importorskip("torch", reason="compares with transformers")
 from typer.testing import CliRunner  # noqa: E402
 
 from converters import safetensors_writer  # noqa: E402
+from converters.convert import plan_llm  # noqa: E402
 from converters.hf_export import export_hf, with_image_token  # noqa: E402
 from converters.readers import open_checkpoint  # noqa: E402
+from converters.recipes import Recipe as Types  # noqa: E402
 from converters.safetensors_writer import encode, write_weights  # noqa: E402
 from converters.tensors import ArrayTensor, GrownTensor, read_all  # noqa: E402
 from edgemed.cli.app import app  # noqa: E402
@@ -87,6 +90,24 @@ def test_transformers_computes_what_the_source_computes(tmp_path: Path, reader: 
 
 def test_every_layout_is_a_case() -> None:
     assert {reader for reader, _, _ in CASES} == set(READERS)
+
+
+def test_that_a_model_learnt_with_rounding_is_kept_and_told_to_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def llm_types(self: Types, shapes: Any, rounded: bool = False) -> Any:
+        told.append(rounded)
+        return original(self, shapes, rounded)
+
+    original = Types.llm_types
+    monkeypatch.setattr(Types, "llm_types", llm_types)
+    reference = make_checkpoint(tmp_path / "source", "llava", "llama", "siglip")
+    for rounded in (False, True):
+        out = export_hf(replace(open_checkpoint(reference.source), rounded=rounded), tmp_path / f"out-{rounded}")
+        again = open_checkpoint(out)
+        assert again.rounded is rounded
+        plan_llm(again, Types.of(bits=4))
+    assert told == [False, True]
 
 
 def test_an_embedding_without_a_spare_row_grows(tmp_path: Path) -> None:

@@ -156,6 +156,12 @@ def test_narrow_rows_stay_at_four_bits():
     assert types["token_embd.weight"] == Type.Q5_0
     assert (types["blk.0.ffn_down.weight"], types["blk.4.ffn_down.weight"]) == (Type.Q6_K, Type.Q4_K)
     assert types["blk.0.attn_norm.weight"] == Type.F32
+    # What learnt with the rounding of IQ4_NL gets IQ4_NL, and nothing else changes; nor does anything at other widths.
+    rounded = Recipe.of(bits=4).llm_types(shapes.items(), rounded=True)
+    assert {name for name in types if rounded[name] != types[name]} == {f"blk.{i}.ffn_down.weight" for i in range(30)}
+    assert {rounded[f"blk.{i}.ffn_down.weight"] for i in range(30)} == {Type.IQ4_NL}
+    for bits in (8, 16):
+        assert Recipe.of(bits=bits).llm_types(shapes.items(), rounded=True) == Recipe.of(bits=bits).llm_types(shapes.items())
 
 
 def test_recipes_from_options():

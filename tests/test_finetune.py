@@ -112,6 +112,7 @@ def test_a_stage_trains_its_parts_alone(
     assert run["data"]["llava"]["rows"] == 8
     contract = load_contract(out)
     assert contract is not None and contract.template == TEMPLATES["chatml"] and contract.image.mode == "pad"
+    assert contract.rounded == ("rounding" in extra)
     assert (out / "adapter" / "adapter_config.json").is_file() == ("lora" in extra)
     if os.name == "posix":
         assert not list(out.glob("*.part"))
@@ -230,6 +231,24 @@ def test_rounding_is_the_converters() -> None:
         same = np.isclose(ours.numpy(), theirs, rtol=1e-6, atol=0).reshape(-1, 32).all(1)
         assert same.mean() > 0.98, name
         np.testing.assert_allclose(np.linalg.norm(ours - weight), np.linalg.norm(theirs - weight.numpy()), rtol=1e-3)
+
+
+def test_the_types_of_rounding_are_the_converters() -> None:
+    from gguf import GGMLQuantizationType as Type
+
+    from converters.recipes import Recipe as Types
+    from edgemed.finetune.rounding import _stays_exact
+
+    names = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output"}
+    names |= {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
+    for width, layers in ((576, 30), (2048, 22)):
+        shapes: dict[str, tuple[int, ...]] = {f"blk.{i}.{ours}.weight": (width, width) for i in range(layers) for ours in names.values()}
+        types = Types.of(bits=4).llm_types({**shapes, "token_embd.weight": (100, width)}.items(), rounded=True)
+        assert types["token_embd.weight"] == Type.Q5_0
+        for i in range(layers):
+            for theirs, ours in names.items():
+                exact = _stays_exact(f"base_model.model.language_model.layers.{i}.{theirs}", layers)
+                assert types[f"blk.{i}.{ours}.weight"] == (Type.Q8_0 if exact else Type.IQ4_NL), (i, theirs)
 
 
 class Narrow(torch.nn.Module):

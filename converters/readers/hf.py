@@ -60,6 +60,7 @@ def read_hf(source: Source, options: Options) -> Checkpoint:
         tokenizer=tokenizer,
         image=options.image or image,
         template=template,
+        rounded=contract is not None and contract.rounded,
         files=list_files(folder, source.weights),
         notes=(*notes, *more),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,7 @@ def open_source(source: str | None, options: SourceOptions) -> Checkpoint:
             pre=options.pre,
         )
     parts = locate_sources(entry)
-    return open_checkpoint(
+    checkpoint = open_checkpoint(
         parts.model,
         adapter=options.adapter or parts.adapter,
         base=options.base or parts.base,
@@ -103,6 +103,7 @@ def open_source(source: str | None, options: SourceOptions) -> Checkpoint:
         name=options.name or entry.name,
         pre=options.pre,
     )
+    return replace(checkpoint, rounded=checkpoint.rounded or entry.rounded)
 
 
 def _image_of(entry: ModelEntry, mode: str | None) -> ImagePreparation:

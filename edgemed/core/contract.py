@@ -24,6 +24,8 @@ class Contract(Frozen):
 
     image: ImagePreparation
     template: ConversationTemplate
+    # The language model learnt with the rounding errors of 4 bits, of just the types that edgemed/finetune/rounding.py names.
+    rounded: bool = False
 
 
 def count_image_tokens(image_size: int, patch_size: int, tower: str, strategy: str) -> int:

@@ -156,6 +156,8 @@ class ModelEntry(Frozen):
     image: ImagePreparation
     sources: Sources
     artifacts: tuple[ArtifactEntry, ...] = ()
+    # As in core/contract.py, for sources that have no edgemed.json.
+    rounded: bool = False
     not_convertible: str = ""
     notes: tuple[str, ...] = ()
 

@@ -100,6 +100,7 @@ def widest_type(folder: Path) -> torch.dtype:
 
 
 def save_preparation(out: Path, recipe: Recipe) -> None:
-    """preprocessor_config.json for HF, and edgemed.json: image preparation and template exactly as trained."""
+    """preprocessor_config.json for HF, and edgemed.json: image preparation, template and rounding exactly as trained."""
     save_processor(out, recipe.image)
-    save_contract(out, Contract(image=recipe.image, template=find_template(recipe.template)))
+    rounded = recipe.lora is not None and recipe.lora.rounding > 0
+    save_contract(out, Contract(image=recipe.image, template=find_template(recipe.template), rounded=rounded))

@@ -6,7 +6,8 @@ plain one and its gradient goes straight through the rounding. The idea is that 
 arXiv:2004.07320). Q is what the 4-bit recipe does to a model whose rows fill no block of 256: IQ4_NL with ggml's own search for the
 scale (quantize_row_iq4_nl_impl without importance), Q5_0 for embeddings; value projections and the first layers' way up into the
 feed-forward, which that recipe keeps at 8 bits, stay exact. It must be the converter's very rounding: an adapter that learnt to live
-with the errors of a coarser search lost most of the gain in the converted file (docs/LOG.md, 2026-11-22).
+with the errors of a coarser search, or of other types, lost most of the gain in the converted file (docs/LOG.md, 2026-11-22 and 28).
+So edgemed.json says of such a checkpoint that it is `rounded`, and the converter takes these types for it, whatever its rows.
 """
 
 from __future__ import annotations
