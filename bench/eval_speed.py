@@ -3,8 +3,8 @@
     python -m bench.eval_speed ARTIFACT --dataset slake=PATH --bin-dir DIR [--images N] [--slots-images 12] [--json FILE]
 
 DIR holds llama-server and llama-mtmd-cli of the same llama.cpp. All are asked the same way, greedy, at most 24 tokens, with the same
-cores. The programs take turns, some images each, so that whatever else the machine does falls on all alike; not too few, since engines of ours
-wait for one another at the end of each turn, as they do once in an evaluation:
+cores. The programs take turns, some images each, so that whatever else the machine does falls on all alike; not too few, since engines of
+ours wait for one another at the end of each turn, as they do once in an evaluation:
 
 - ours: all questions about an image as one group, an engine of one thread for each core (as `edgemed eval` does by itself)
 - llama-server: one question after another over HTTP with its own prompt cache on, questions about one image in a row; and once more with
