@@ -1,6 +1,6 @@
 """Questions a minute on a set of images: `edgemed eval` against llama.cpp's own programs, in one run on one machine.
 
-    python -m bench.eval_speed ARTIFACT --dataset slake=PATH --bin-dir DIR [--images N] [--slots-images 12] [--json FILE]
+    python -m bench.eval_speed ARTIFACT --dataset slake=PATH --bin-dir DIR [--images N] [--slots-images 16] [--json FILE]
 
 DIR holds llama-server and llama-mtmd-cli of the same llama.cpp. All are asked the same way, greedy, at most 24 tokens, with the same
 cores. The programs take turns, some images each, so that whatever else the machine does falls on all alike; not too few, since engines of
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--bin-dir", type=Path, required=True)
     parser.add_argument("--images", type=int, help="the first so many; all where not given")
-    parser.add_argument("--slots-images", type=int, default=12)
+    parser.add_argument("--slots-images", type=int, default=ROUND, help="whole turns until so many; 0: none")
     parser.add_argument("--cli-questions", type=int, default=6)
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--json", type=Path)

@@ -104,7 +104,7 @@ class Recipe(Frozen):
         return {"bits": str(self.bits), "llm": self.llm, "vision": self.vision}
 
     def llm_types(self, shapes: Shapes, rounded: bool = False) -> dict[str, Type]:
-        """Every LLM tensor's type, by GGUF name. `rounded`: as in core/contract.py."""
+        """Every LLM tensor's type, by GGUF name. `rounded`: as in core/contract.py; an output layer of its own never learnt so."""
         table = dict(shapes)
         base = MIXTURES.get(self.llm) or Type[self.llm]
         layers = sum(1 for name in table if re.fullmatch(r"blk\.\d+\.attn_v\.weight", name))
@@ -113,7 +113,7 @@ class Recipe(Frozen):
         for name, shape in table.items():
             if _is_small(name, shape):
                 types[name] = Type.F32
-            elif self.llm == "Q4_K_M" and (rounded or shape[-1] % block_size(base)):
+            elif self.llm == "Q4_K_M" and ((rounded and name != "output.weight") or shape[-1] % block_size(base)):
                 types[name] = fitting(_narrow_type(name, layers), shape[-1])
             else:
                 types[name] = fitting(self._llm_type(name, base, layers, tied), shape[-1])

@@ -11,13 +11,13 @@ import pytest
 from bench.demo_facts import agreement, derive, diseases_in, organs_in
 from bench.demo_sets import build_sets
 from edgemed.data import Sample, load_samples
+from edgemed.data.rows import literal_type
 
 
 def about(image: str, *pairs: tuple[str, str], modality: str = "CT", organ: str = "Abdomen") -> list[Sample]:
-    kinds = ["closed" if answer in ("Yes", "No") else "open" for _, answer in pairs]
     return [
-        Sample.single(f"{image}-{n}", Path(image), question, answer, kind, modality, organ)  # type: ignore[arg-type]
-        for n, ((question, answer), kind) in enumerate(zip(pairs, kinds, strict=True))
+        Sample.single(f"{image}-{n}", Path(image), question, answer, literal_type(answer), modality, organ)
+        for n, (question, answer) in enumerate(pairs)
     ]
 
 

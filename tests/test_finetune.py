@@ -243,8 +243,10 @@ def test_the_types_of_rounding_are_the_converters() -> None:
     names |= {"mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down"}
     for width, layers in ((576, 30), (2048, 22)):
         shapes: dict[str, tuple[int, ...]] = {f"blk.{i}.{ours}.weight": (width, width) for i in range(layers) for ours in names.values()}
-        types = Types.of(bits=4).llm_types({**shapes, "token_embd.weight": (100, width)}.items(), rounded=True)
+        both = {"token_embd.weight": (100, width), "output.weight": (100, width)}
+        types = Types.of(bits=4).llm_types({**shapes, **both}.items(), rounded=True)
         assert types["token_embd.weight"] == Type.Q5_0
+        assert types["output.weight"] == (Type.Q5_0 if width == 576 else Type.Q6_K), "training leaves it exact"
         for i in range(layers):
             for theirs, ours in names.items():
                 exact = _stays_exact(f"base_model.model.language_model.layers.{i}.{theirs}", layers)

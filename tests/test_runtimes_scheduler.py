@@ -254,7 +254,7 @@ def test_what_questions_begin_with_alike_is_run_once(manifest: Manifest) -> None
         assert [value for value in bench.llm.values(slot.index) if value != 1] == [cell for cell in cells if cell >= 0 and cell != 1]
 
 
-def test_a_failed_batch_with_shared_rows_is_run_again_in_parts(manifest: Manifest) -> None:
+def test_a_failed_batch_with_shared_rows_is_run_again_in_parts(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(manifest, EngineSettings(context_tokens=512, slots=3))
     bench.llm.batch_tokens = 256
     decode, failures = bench.llm.decode_tokens, []
@@ -266,7 +266,7 @@ def test_a_failed_batch_with_shared_rows_is_run_again_in_parts(manifest: Manifes
             return 1
         return decode(tokens, positions, sequences, outputs)
 
-    bench.llm.decode_tokens = fail_once  # type: ignore[method-assign]
+    monkeypatch.setattr(bench.llm, "decode_tokens", fail_once)
     for id, text in enumerate(("by", "as", "at"), 1):
         bench.ask(id, text, max_tokens=4)
     bench.run()
@@ -351,7 +351,7 @@ def test_a_stop_string_ends_an_answer_and_the_cache_keeps_count(manifest: Manife
     assert bench.ends()[3].reason == "length"
 
 
-def test_a_failed_batch_does_not_cost_the_other_its_answer(manifest: Manifest) -> None:
+def test_a_failed_batch_does_not_cost_the_other_its_answer(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(manifest, EngineSettings(context_tokens=256, slots=2))
     bench.ask(1, "A", max_tokens=60, stop="xxx")
     bench.ask(2, "B", max_tokens=30)
@@ -364,7 +364,7 @@ def test_a_failed_batch_does_not_cost_the_other_its_answer(manifest: Manifest) -
             return 1
         return decode(tokens, positions, sequences, outputs)
 
-    bench.llm.decode_tokens = fail_once  # type: ignore[method-assign]
+    monkeypatch.setattr(bench.llm, "decode_tokens", fail_once)
     bench.run()
     assert failures and {id: end.reason for id, end in bench.ends().items()} == {1: "stop", 2: "length"}
     bench.ask(3, "A", max_tokens=5)
