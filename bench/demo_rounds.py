@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -107,6 +108,7 @@ def main() -> None:
     if args.out.exists():
         parser.error(f"expected a new folder, found {args.out}")
     args.out.mkdir(parents=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended from outside."))  # so that the processes below end, too
     with Processes(args.out) as processes:
         run_rounds(args, more, names, processes)
 
