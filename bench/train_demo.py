@@ -13,7 +13,8 @@ keeps more images back and scores on those instead, so that choices need not be 
 questions whose every answer token is the model's first choice given those before it, which for closed questions is the accuracy of
 greedy decoding; with the weights rounded to 4 bits too, and blank. OUT/NAME gets adapter, tower and projector in fp16 and run.json;
 `--assemble OUT/NAME` makes the stage's checkpoint from them. `--instructed DIR` begins with the first two stages that an earlier run
-left there. bench/demo_rounds.py runs variants side by side and then the best of them.
+left there, `--continued DIR` with a checkpoint that `--assemble` made: its last stage goes on, with a schedule of its own.
+bench/demo_rounds.py runs variants side by side and then the best of them.
 """
 
 from __future__ import annotations
@@ -250,12 +251,12 @@ def stages(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
         "model": out / "align",
         "lora": lora,
     }
-    start = args.instructed.resolve() if args.instructed else out
+    model = (args.continued or (args.instructed or out) / "instruct").resolve()
     vqa = {
         "optim": optim | moved | learning,
         "data": [*sets, captions, *([made["facts"]] if args.facts else [])],
-        "model": start / "instruct",
-        "lora": lora | {"rounding": 1.0, "adapter": start / "instruct" / "adapter"},
+        "model": model,
+        "lora": lora | {"rounding": 1.0, "adapter": model / "adapter"},
     }
     tables = {"align": align, "instruct": instruct, "vqa": vqa}
     return {name: {**common, **table, "stage": name, "output": out / name} for name, table in tables.items()}
@@ -272,7 +273,9 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--align-seconds", type=float, default=20)
     parser.add_argument("--instruct-seconds", type=float, default=40)
-    parser.add_argument("--instructed", type=Path, metavar="DIR", help="an earlier run's OUT, whose first two stages are taken")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--instructed", type=Path, metavar="DIR", help="an earlier run's OUT, whose first two stages are taken")
+    start.add_argument("--continued", type=Path, metavar="DIR", help="a checkpoint made by --assemble, whose training goes on")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--variant", action="append", default=[], help="name:seconds[,key=value…]")
     parser.add_argument("--develop", action="store_true", help="keep more images back, to choose by")
@@ -295,7 +298,7 @@ def main() -> None:
         assemble(args.assemble, args.base, args.tower, args.out)
         return
     recipes = stages(args)
-    for name in () if args.instructed else ("align", "instruct"):
+    for name in () if args.instructed or args.continued else ("align", "instruct"):
         stage.train(Recipe.model_validate(recipes[name]), Told(name))
         log(name, "done")
     for text in args.variant:
@@ -315,6 +318,15 @@ class Told:
             log(self.name, f"step {p.step}, loss {p.loss:.3f}, {p.samples_per_s:.0f} rows/s, {p.memory_bytes / 1e9:.1f} GB")
 
 
+def earlier_stages(args: argparse.Namespace) -> dict[str, Any]:
+    """What run.json says of the stages before; of one that goes on, also of its first part."""
+    if args.continued:
+        run = json.loads((args.continued / "run.json").read_text())
+        return {**run.pop("stages"), "vqa": run}
+    start = args.instructed or args.out
+    return {stage: json.loads((start / stage / "run.json").read_text()) for stage in ("align", "instruct")}
+
+
 def train_variant(args: argparse.Namespace, recipes: dict[str, dict[str, Any]], text: str) -> None:
     """The last stage with a variant's keys, scored and saved in parts."""
     name, seconds, keys = parse_variant(text)
@@ -325,8 +337,7 @@ def train_variant(args: argparse.Namespace, recipes: dict[str, dict[str, Any]], 
         losses = [round(e["loss"], 3) for e in run["loss"]]
         log(name, run["steps"], "steps in", seconds, "s; loss", losses[:: max(1, len(losses) // 12)])
         run["join"] = json.loads(json.dumps(recipes["align"]["join"], default=str))
-        start = args.instructed or args.out
-        run["stages"] = {stage: json.loads((start / stage / "run.json").read_text()) for stage in ("align", "instruct")}
+        run["stages"] = earlier_stages(args)
         save_parts(out, recipe, model, run)  # before anything else can go wrong, or the machine be taken away
         probe = Probe(args.data, DEVELOP if args.develop else REPORTED, recipe, tokenizer, model.get_base_model().config, args.eval_limit)
         rounding = LoraRounding(model)
