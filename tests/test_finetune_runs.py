@@ -71,6 +71,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list
     plan["go on"] = [interrupted]
     plan["one"] = [recipe("one", "instruct")]
     plan["two"] = pair(recipe("two", "instruct"))
+    plan["compiled"] = pair(recipe("compiled", "instruct", optim=f"{PLAIN}\ncompile = true"))
     plan["sharded"] = pair(sharded | {"kill_step": 5, "kill_all": True})
     plan["sharded again"] = pair(sharded)
     plan["short"] = [recipe("short", "instruct", memory_rows=1)]
@@ -126,9 +127,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(runs: Any) -> None:
 def test_two_processes_and_sharded_ones_have_one_processs_losses(runs: Any) -> None:
     root, codes, _ = runs
     assert (codes["one"], codes["two"], codes["sharded"], codes["sharded again"]) == ([0], [0, 0], [-9, -9], [0, 0])
+    assert codes["compiled"] == [0, 0]
     one = read_losses(root / "one")
     assert len(one) == STEPS and one[-1] < one[0]
     assert read_losses(root / "two") == pytest.approx(one, abs=1e-4)
+    assert read_losses(root / "compiled") == pytest.approx(one, abs=1e-4)
     assert read_losses(root / "sharded") == pytest.approx(one, abs=1e-4)
     assert json.loads((root / "two" / "run.json").read_text())["processes"] == 2
 

@@ -259,6 +259,9 @@ def _go_on_with(model: Any, folder: Path, lora: LoraRecipe) -> None:
 def compile_blocks(model: Any) -> None:
     """torch.compile for the language model's blocks: one program serves them all. Not for the tower's: transformers watches their outputs,
     which cuts each of them into pieces (docs/LOG.md, 2026-11-28)."""
+    # Under torchrun torch would cut a compiled program where a bucket of gradients is full, so that they are sent while it goes on. A block
+    # is small enough to wait for, and the cutting has failed (torch 2.11, 64 rows a GPU: "'int' object has no attribute 'meta'").
+    torch._dynamo.config.optimize_ddp = False
     # Stages in one process, rows with and without a mask share one budget of recompilations.
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)  # its name before torch 2.7, too
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
