@@ -106,3 +106,32 @@ def test_the_best_variant_is_chosen_by_what_was_kept_back(tmp_path: Path, monkey
     assert visible_gpus(1) == ["4"]
     with pytest.raises(SystemExit, match="Expected 3 GPUs"):
         visible_gpus(3)
+
+
+def test_what_ships_of_a_run_names_no_folder_and_every_stage() -> None:
+    pytest.importorskip("torch")
+    from bench.pack_demo import tell_run
+
+    data = [{"name": "slake", "path": "/tmp/data/slake", "hold_out": ["1/5"]}]
+    run = {"recipe": {"model": "/tmp/align", "data": data}, "steps": 7, "fingerprint": {}, "stages": {"align": {"steps": 3, "source": {}}}}
+    recipe = {"model": "align", "data": [{"name": "slake", "path": "slake", "hold_out": ["1/5"]}]}
+    assert tell_run(run) == {"recipe": recipe, "steps": 7, "stages": {"align": {"steps": 3}}}
+
+
+def test_what_a_model_was_trained_on_is_read_from_all_of_its_stages(tmp_path: Path) -> None:
+    from bench.eval_table import trained_on
+
+    talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A lung."}]
+    rows = [{"id": str(n), "image": f"{n}.jpg", "conversations": talk} for n in range(40)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    for n in range(40):
+        (tmp_path / f"{n}.jpg").touch()
+
+    def stage(name: str, *held: str) -> dict[str, object]:
+        return {"recipe": {"data": [{"name": name, "split": "train", "hold_out": list(held)}]}}
+
+    places = {"llava": tmp_path / "rows.json"}
+    held = {s.id for s in trained_on(stage("llava", "1/5"), places)}
+    assert 0 < len(held) < 40
+    assert {s.id for s in trained_on({**stage("llava", "1/5"), "stages": {"align": stage("llava")}}, places)} == {str(n) for n in range(40)}
+    assert trained_on(stage("pathvqa"), places) == []

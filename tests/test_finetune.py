@@ -109,7 +109,7 @@ def test_a_stage_trains_its_parts_alone(
     assert changed_parts(before, weights(out)) == parts
     run = json.loads((out / "run.json").read_text())
     assert run["steps"] == STEPS and len(run["loss"]) == STEPS
-    assert run["data"]["llava"]["rows"] == 8
+    assert [(data["name"], data["rows"]) for data in run["data"]] == [("llava", 8)]
     contract = load_contract(out)
     assert contract is not None and contract.template == TEMPLATES["chatml"] and contract.image.mode == "pad"
     assert contract.rounded == ("rounding" in extra)

@@ -81,10 +81,10 @@ def describe_result(recipe: Recipe, sets: Sets, fingerprint: dict[str, Any], tra
     libraries = ("transformers", "accelerate", "peft", "numpy", "pillow")
     return {
         "recipe": recipe.model_dump(mode="json"),
-        "data": {
-            name: {"rows": len(samples), "split": d.split, "sha256": hash_samples(samples)}
+        "data": [
+            {"name": name, "rows": len(samples), "split": d.split, "sha256": hash_samples(samples)}
             for d, (name, _, samples) in zip(recipe.data, sets, strict=True)
-        },
+        ],
         "fingerprint": fingerprint,
         "steps": result.global_step,
         "steps_per_s": result.metrics["train_steps_per_second"],
