@@ -44,7 +44,7 @@ class EngineSettings:
     device: int = 0
     kv_type: Literal["f16", "f32", "bf16", "q8_0"] = "f16"
     flash_attention: Literal["auto", "on", "off"] = "auto"
-    # "auto": on a CUDA device where the tower's heads have a size that this makes faster (shape.py).
+    # "auto": on a CPU, and on a GPU where the tower's heads have a size that this makes faster (shape.py).
     vision_flash_attention: Literal["auto", "on", "off"] = "auto"
     # Where the vision tower is computed; "auto": where the layers are, the GPU if any is there.
     tower: Literal["auto", "gpu", "cpu"] = "auto"

@@ -21,7 +21,7 @@ from runtimes.gguf_header import ArrayLength, Header, TensorInfo, read_header
 TensorBytes = Callable[[int, tuple[int, ...]], int | None]
 
 # Head sizes for which llama.cpp's CUDA backend computes attention on tensor cores (fattn.cu). A tower with others, such as SigLIP
-# so400m with 72, is slower with flash attention than without (docs/LOG.md, 2026-11-22).
+# so400m with 72, is slower there with flash attention than without (docs/LOG.md, 2026-11-22). On a CPU it is faster with any.
 FAST_HEADS = frozenset({64, 80, 96, 112, 128, 256})
 
 _BLOCK = re.compile(r"blk\.(\d+)\.")
@@ -105,9 +105,9 @@ class PairShape:
     image_tokens: int
 
 
-def tower_flash_attention(wanted: Literal["auto", "on", "off"], head_dim: int, on_cuda: bool) -> bool:
+def tower_flash_attention(wanted: Literal["auto", "on", "off"], head_dim: int, on_gpu: bool) -> bool:
     """Whether a tower with heads of this size is computed with flash attention; "auto" takes the faster way."""
-    return wanted == "on" or (wanted == "auto" and on_cuda and head_dim in FAST_HEADS)
+    return wanted == "on" or (wanted == "auto" and (not on_gpu or head_dim in FAST_HEADS))
 
 
 def read_tower(path: Path, tensor_bytes: TensorBytes) -> TowerShape:

@@ -149,7 +149,10 @@ def _load_tower(
         return None, ("skipped", None)
     handle = gpu[0] if gpu and settings.tower != "cpu" else None
     heads = read_tower(artifact.mmproj_path, libllama.tensor_bytes).head_dim
-    flash = tower_flash_attention(settings.vision_flash_attention, heads, handle is not None and libllama.has_gpu_library())
+    wanted = settings.vision_flash_attention
+    if wanted == "auto" and handle is not None and not libllama.has_gpu_library():
+        wanted = "off"  # on other GPUs than NVIDIA's it was never measured
+    flash = tower_flash_attention(wanted, heads, handle is not None)
     tower = VisionTower(
         artifact.mmproj_path,
         manifest.image.size_px,

@@ -245,9 +245,10 @@ def with_heads(heads: int) -> PairShape:
         ("auto", 16, "gpu", True, True),  # 1024 / 16 = 64, as CLIP-L
         ("auto", 8, "gpu", True, True),
         ("auto", 14, "gpu", True, False),  # 73, no size that CUDA has a fast kernel for
-        ("auto", 16, "cpu", False, False),
-        ("auto", 16, "cpu", True, False),
+        ("auto", 16, "cpu", False, True),
+        ("auto", 14, "cpu", True, True),
         ("off", 16, "gpu", True, False),
+        ("off", 16, "cpu", False, False),
         ("on", 14, "gpu", True, True),
         ("on", 14, "cpu", False, True),
     ],
