@@ -97,6 +97,14 @@ def test_groups_that_are_answered_out_of_order_end_in_order(samples: list[Sample
     assert (tmp_path / "slow" / PREDICTIONS_NAME).read_bytes() == (tmp_path / "plain" / PREDICTIONS_NAME).read_bytes()
 
 
+def test_large_groups_are_asked_first(samples: list[Sample], tmp_path: Path) -> None:
+    """So that no engine is left with a long one when the others have ended."""
+    parrot, some = Parrot(), [s for s in samples if s.id not in ("s-0", "s-4", "s-3")]
+    replies = run(parrot, some, folder=tmp_path)
+    assert parrot.asked == [["s-1", "s-5", "s-9"], ["s-2", "s-6", "s-10"], ["s-7", "s-11"], ["s-8"]]
+    assert [reply.text.split()[1] for reply in replies] == [s.id for s in some]
+
+
 def test_a_finished_run_asks_nothing(samples: list[Sample], tmp_path: Path) -> None:
     run(Parrot(), samples, folder=tmp_path)
     again = Parrot()

@@ -89,9 +89,10 @@ def run(
 
 
 def _ask_all(target: Target, samples: Sequence[Sample], groups: Sequence[Group], view: View) -> Iterator[tuple[Group, list[Reply]]]:
-    """Groups as they are answered, as many at once as the target takes."""
+    """Groups as they are answered, as many at once as the target takes; large ones first, so that none keeps others waiting at the end."""
+    ordered = sorted(groups, key=lambda group: len(group.places), reverse=True)
     with ThreadPoolExecutor(target.parallel) as pool:
-        asked = {pool.submit(target.answer, [samples[place] for place in g.places], view, g.donor): g for g in groups}
+        asked = {pool.submit(target.answer, [samples[place] for place in g.places], view, g.donor): g for g in ordered}
         try:
             for future in as_completed(asked):
                 yield asked[future], future.result()
