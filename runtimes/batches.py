@@ -1,47 +1,105 @@
-"""From slots' parts to one batch of token ids: what several sequences would run alike is run once, for all of them.
+"""From slots' parts to one batch: what several sequences would run alike is run once, for all of them.
 
 Two sequences may share a row only where all their cells so far are the same cells of the cache, not merely equal ones: llama.cpp computes
 the row with the cells of one of its sequences, and of the others compares no more than how long they are. Questions about one image
-begin alike ("What …", "Is …"), and their image is shared already. Knows no llama.cpp.
+begin alike ("What …", "Is …"), and their image is shared already.
+
+llama.cpp's batches are all token ids or all rows of numbers, so that one with an image in it has rows of its text, too. Knows no
+llama.cpp.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runtimes.jobs import Part, new_places
+from runtimes.prompt import locate_row
+
+F32 = NDArray[np.float32]
+TokenRows = Callable[[Sequence[int]], F32]
 
 
 @dataclass
-class TextBatch:
-    """Rows with their tokens, positions and sequences; for each part its row at the end and where the cache keeps its cells."""
+class Batch:
+    """Rows with their cells, positions and sequences; for each part its rows and where the cache keeps its cells."""
 
-    tokens: list[int] = field(default_factory=list)
+    cells: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
     sequences: list[list[int]] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    rows: list[list[int]] = field(default_factory=list)
     places: list[list[int]] = field(default_factory=list)
 
+    @property
+    def ends(self) -> list[int]:
+        """Each part's last row."""
+        return [rows[-1] for rows in self.rows]
 
-def lay_out(parts: Sequence[Part]) -> TextBatch:
+
+def lay_out(parts: Sequence[Part]) -> Batch:
     """The parts' cells, in order, as rows."""
-    batch = TextBatch()
-    # A row by the place of the cell before it and its token; places by row.
+    batch = Batch()
+    # A row by the place of the cell before it and its own cell; places by row.
     known: dict[tuple[int, int], int] = {}
     places = new_places(sum(len(part.cells) for part in parts))
     for part in parts:
-        start, mine = len(part.slot.cells), []
+        start = len(part.slot.cells)
+        rows: list[int] = []
         before = part.slot.places[-1] if start else -1
-        for at, token in enumerate(part.cells):
-            row = known.setdefault((before, token), len(batch.tokens))
-            if row == len(batch.tokens):
-                batch.tokens.append(token)
+        for at, cell in enumerate(part.cells):
+            row = known.setdefault((before, cell), len(batch.cells))
+            if row == len(batch.cells):
+                batch.cells.append(cell)
                 batch.positions.append(start + at)
                 batch.sequences.append([])
             batch.sequences[row].append(part.slot.index)
             before = places[row]
-            mine.append(before)
-        batch.ends.append(row)
-        batch.places.append(mine)
+            rows.append(row)
+        batch.rows.append(rows)
+        batch.places.append([places[row] for row in rows])
     return batch
+
+
+def drop_spill(parts: Sequence[Part], tile: int) -> list[Part]:
+    """The parts without the prompts' last rows, at most half a tile, that spill over whole tiles of rows; as they are where more do.
+
+    For where what is left goes with a batch that is run in any case.
+    """
+    if tile == 1 or sum(len(part.cells) for part in parts) < tile:
+        return list(parts)
+    batch = lay_out(parts)
+    whole = len(batch.cells) // tile * tile
+    if whole == 0 or len(batch.cells) - whole > tile // 2:
+        return list(parts)
+    kept = []
+    for part, rows in zip(parts, batch.rows, strict=True):
+        # Rows are numbered upwards along a part, so that what stays is its beginning.
+        stays = sum(row < whole for row in rows) if part.slot.filling else len(rows)
+        if stays == len(rows):
+            kept.append(part)
+        elif stays:
+            kept.append(replace(part, cells=part.cells[:stays], last=False))
+    return kept
+
+
+def build_rows(cells: Sequence[int], parts: Sequence[Part], embed: TokenRows | None, buffer: F32) -> F32:
+    """The cells' rows, contiguous float32 [n, width] in `buffer`. `embed` makes those of token ids, if there are any."""
+    images = {locate_row(p.job.prompt.cells[s.start])[0]: p.job.rows[s.key] for p in parts for s in p.job.prompt.spans}
+    at, n = 0, len(cells)
+    while at < n:
+        end = at + 1
+        if cells[at] < 0:
+            while end < n and cells[end] == cells[end - 1] - 1:
+                end += 1
+            image, first = locate_row(cells[at])
+            buffer[at:end] = images[image][first : first + end - at]
+        else:
+            assert embed is not None  # without it, a batch has cells of one kind
+            while end < n and cells[end] >= 0:
+                end += 1
+            buffer[at:end] = embed(cells[at:end])
+        at = end
+    return buffer[:n]

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.core.errors import EngineError
+from runtimes.batches import build_rows
 from runtimes.jobs import Job, Slot
 from runtimes.libllama import LanguageModel
 
@@ -24,26 +25,23 @@ def evaluate(llm: LanguageModel, job: Job, slot: Slot, kept: int = 0) -> F32:
     while (start := len(slot.cells)) < len(cells):
         skip = max(0, first - start)
         # Every output row needs room in llama.cpp's buffers, so few at a time.
-        n = _run_part(llm, job, slot, min(skip + llm.max_outputs, llm.batch_tokens), skip)
+        n = _run_part(llm, slot, min(skip + llm.max_outputs, llm.batch_tokens), skip)
         for i in range(skip, n):
             out[start - first + i] = llm.logits(i)
         slot.add(cells[start : start + n])
     return out
 
 
-def _run_part(llm: LanguageModel, job: Job, slot: Slot, room: int, skip: int) -> int:
+def _run_part(llm: LanguageModel, slot: Slot, room: int, skip: int) -> int:
     """Run the next cells, at most `room`, with logits of all but the first `skip`; returns how many."""
-    start = len(slot.cells)
-    reach = room if llm.token_rows else 1
-    rows = job.next_rows(start, room, llm.token_rows, llm.row_buffer) if slot.wants_rows(reach) else None
-    tokens = slot.next_text(room)[0] if rows is None else []
-    n = len(tokens) if rows is None else rows.shape[0]
-    outputs = range(skip, n)
-    positions = range(start, start + n)
-    if rows is None:
-        code = llm.decode_tokens(tokens, positions, [[slot.index]] * n, outputs)
+    start, part = len(slot.cells), slot.next_part(room, mixed=llm.token_rows is not None)
+    n = len(part.cells)
+    positions, sequences, outputs = range(start, start + n), [[slot.index]] * n, range(skip, n)
+    if min(part.cells) < 0:
+        rows = build_rows(part.cells, [part], llm.token_rows, llm.row_buffer)
+        code = llm.decode_rows(rows, positions, sequences, outputs)
     else:
-        code = llm.decode_rows(rows, positions, slot.index, outputs)
+        code = llm.decode_tokens(part.cells, positions, sequences, outputs)
     if code != 0:
         raise batch_error(code)
     return n

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,7 +21,6 @@ from runtimes.prompt import Prompt
 from runtimes.sampling import TextStream
 
 F32 = NDArray[np.float32]
-TokenRows = Callable[[Sequence[int]], F32]
 
 _numbers = itertools.count()
 
@@ -76,26 +75,6 @@ class Job:
     def longest(self, limit: int) -> int:
         """Cells of the prompt and the longest answer."""
         return min(len(self.prompt.cells) + (self.request.max_tokens if self.request else 0), limit)
-
-    def next_rows(self, start: int, room: int, embed: TokenRows | None, buffer: F32) -> F32:
-        """The rows of the cells from `start` on, at most `room`: contiguous float32 [n, width], in `buffer` where they must be joined.
-
-        `embed` makes rows of token ids, so that images and the text around them go in one batch; without it, one image's rows only.
-        """
-        cells, pieces = self.prompt.cells[start : start + room], []
-        at = 0
-        while at < len(cells):
-            if cells[at] < 0:
-                span = next(span for span in reversed(self.prompt.spans) if span.start <= start + at)
-                piece = self.rows[span.key][start + at - span.start :][: len(cells) - at]
-            elif embed is None:
-                break
-            else:
-                end = next((i for i in range(at, len(cells)) if cells[i] < 0), len(cells))
-                piece = embed(cells[at:end])
-            pieces.append(piece)
-            at += len(piece)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, out=buffer[:at])
 
     def take(self, token: int, piece: bytes, end: bool, full: bool, now: float) -> FinishReason | None:
         """Count a drawn token and its text; returns why the answer ends with it, if it does."""
@@ -170,9 +149,10 @@ class Slot:
         """Whether a part of the prompt is still to be run."""
         return self.next_token is None
 
-    def wants_rows(self, room: int) -> bool:
-        """Whether an image's row is among the next `room` cells of the prompt."""
-        return self.filling and any(cell < 0 for cell in self.active.prompt.cells[len(self.cells) : len(self.cells) + room])
+    @property
+    def wants_image(self) -> bool:
+        """Whether the prompt's next cell is an image's."""
+        return self.filling and self.active.prompt.cells[len(self.cells)] < 0
 
     def add(self, cells: Sequence[int], places: Sequence[int] | None = None) -> None:
         """Cells that were run, in places of their own where none are given."""
@@ -193,14 +173,15 @@ class Slot:
         """The job has ended; the cells stay."""
         self.job, self.next_token, self.last_used = None, None, time.monotonic()
 
-    def next_text(self, room: int) -> tuple[list[int], bool]:
-        """Token ids to run next, at most `room` (an answer's token always), and whether logits are wanted after them."""
+    def next_part(self, room: int, mixed: bool) -> Part:
+        """What to run next: at most `room` cells of the prompt, of one kind unless `mixed`, or an answer's token whatever the room."""
         if self.next_token is not None:
-            return [self.next_token], True
+            return Part(self, self.active, [self.next_token], True)
         cells, start = self.active.prompt.cells, len(self.cells)
         stop = min(start + max(room, 0), len(cells))
-        end = next((i for i in range(start, stop) if cells[i] < 0), stop)
-        return cells[start:end], end == len(cells)
+        if not mixed:
+            stop = next((i for i in range(start, stop) if (cells[i] < 0) != (cells[start] < 0)), stop)
+        return Part(self, self.active, cells[start:stop], stop == len(cells))
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ I32 = NDArray[np.int32]
 
 # Rows of logits that one batch may ask for (or slots, if they are more); each enlarges llama.cpp's compute buffer by a vocabulary.
 MAX_OUTPUTS = 32
+# Flash attention on a CPU computes this many rows at once, also where fewer are left (ggml-cpu/common.h).
+CPU_TILE_ROWS = 64
 # Tokens that a repeat penalty looks back on.
 PENALTY_TOKENS = 256
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
@@ -193,8 +195,10 @@ class LanguageModel:
         self._single.struct.token = self._single.token_pointer
         self._piece_buffer = ctypes.create_string_buffer(256)
         self._views: dict[int, F32] = {}
-        # On a GPU a batch costs more than its text; on a CPU the batches stay llama.cpp's own, and so does every near tie.
-        self.token_rows = find_token_rows(path) if settings.gpu_layers != 0 and gpu_devices() else None
+        self.token_rows = find_token_rows(path)
+        # Of how many rows of a batch the attention costs the same as of fewer.
+        on_gpu = settings.gpu_layers != 0 and bool(gpu_devices())
+        self.tile_rows = 1 if on_gpu or settings.flash_attention == "off" else CPU_TILE_ROWS
         # Kept, since memory that is new has to be cleared by the system first. Takes none until it is written to.
         self.row_buffer: F32 = np.empty((self.batch_tokens, self.width), np.float32)
 
@@ -257,10 +261,10 @@ class LanguageModel:
         """`decode_tokens` of one token whose logits are wanted: an answer's next one."""
         return int(lib.llama_decode(self._ctx, self._single.set(token, position, sequence)))
 
-    def decode_rows(self, rows: F32, positions: Sequence[int], sequence: int, outputs: Sequence[int]) -> int:
-        """Run a batch of embeddings, float32 [n, width], contiguous. Returns llama_decode's code."""
+    def decode_rows(self, rows: F32, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
+        """`decode_tokens` of embeddings, float32 [n, width], contiguous."""
         batch = self._batch
-        batch.fill(positions, [[sequence]] * len(positions), outputs)
+        batch.fill(positions, sequences, outputs)
         batch.struct.token, batch.struct.embd = None, rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         return int(lib.llama_decode(self._ctx, batch.struct))
 

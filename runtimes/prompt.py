@@ -81,6 +81,11 @@ def build_prompt(items: Sequence[int | ImageSlot], image_keys: Sequence[str], im
     return Prompt(cells, tuple(spans))
 
 
+def locate_row(cell: int) -> tuple[int, int]:
+    """Of an image row's cell: a number that stands for the image's hash, and which of its rows it is."""
+    return divmod(-cell, 1 << _ROW_BITS)
+
+
 def common_prefix(a: list[int], b: list[int]) -> int:
     """Length of the longest common prefix. Compares slices, so that the loop runs in C."""
     low, high = 0, min(len(a), len(b))

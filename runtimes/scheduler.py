@@ -4,9 +4,9 @@
     scheduler.post(id, Submit(request)); scheduler.cancel(id)      # from any thread
     scheduler.run()                                                 # for ever, in the thread that owns `llm`
 
-A step is one batch: either text (one token of every answering slot, and prompt tokens of others) or one prompt's images with the
-text around them as rows; the two take turns, because llama.cpp's batches are all tokens or all embeddings. Slots and the cache are
-placement.py's. Knows no pipes and no pixels: images arrive as rows from `encode`.
+A step is one batch: a token of every answering slot, and prompts' tokens and images of others. llama.cpp's batches are all tokens or
+all rows; where rows of tokens can't be had, prompts' images and text take turns. Slots and the cache are placement.py's. Knows no pipes
+and no pixels: images arrive as rows from `encode`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from edgemed.core.conversation import ImageSlot, Text, render
 from edgemed.core.errors import ContextOverflowError, EdgemedError, EngineError, InputError
 from edgemed.core.manifest import Manifest
-from runtimes.batches import lay_out
+from runtimes.batches import build_rows, drop_spill, lay_out
 from runtimes.evaluate import batch_error, evaluate
 from runtimes.groups import Groups
-from runtimes.jobs import Drawn, Job, Part, Slot, new_places
+from runtimes.jobs import Drawn, Job, Part, Slot
 from runtimes.libllama import LanguageModel, Sampler, current_account
 from runtimes.messages import EngineSettings, Failed, FinishReason, PreparedImage, Request
 from runtimes.placement import Placement
@@ -262,42 +262,35 @@ class Scheduler:
         if len(self._slots) == 1 and not self._slots[0].filling and self._slots[0].job is not None:
             return self._run_one(self._slots[0])
         busy = [slot for slot in self._slots if slot.job is not None]
-        reach = self._llm.batch_tokens if self._llm.token_rows else 1
-        images = [slot for slot in busy if slot.wants_rows(reach)]
-        texts = [slot for slot in busy if slot not in images]
-        if images and (self._image_turn or not texts):
+        images = [] if self._llm.token_rows else [slot for slot in busy if slot.wants_image]
+        others = [slot for slot in busy if slot not in images]
+        if images and (self._image_turn or not others):
             self._image_turn = False
-            self._run_rows(min(images, key=lambda slot: slot.last_run), bool(texts))
-        elif texts:
+            slot = min(images, key=lambda slot: slot.last_run)
+            self._run_parts([slot.next_part(self._room(bool(others)), mixed=False)])
+        elif others:
             self._image_turn = True
-            self._run_text(texts)
-
-    def _run_rows(self, slot: Slot, shared: bool) -> None:
-        job, start = slot.active, len(slot.cells)
-        rows = job.next_rows(start, self._room(shared), self._llm.token_rows, self._llm.row_buffer)
-        stop = start + rows.shape[0]
-        part = Part(slot, job, job.prompt.cells[start:stop], stop == len(job.prompt.cells))
-        outputs = [len(part.cells) - 1] if part.last else []
-        code = self._llm.decode_rows(rows, range(start, stop), slot.index, outputs)
-        self._after(code, [part], [len(part.cells) - 1], [new_places(len(part.cells))])
+            self._run_slots(others)
 
     def _room(self, shared: bool) -> int:
         """Prompt cells for a batch; fewer where an answer is waiting for its next token."""
         return min(self._llm.batch_tokens, self._settings.shared_prefill_tokens) if shared else self._llm.batch_tokens
 
-    def _run_text(self, slots: list[Slot]) -> None:
-        answering = [slot for slot in slots if not slot.filling]
-        parts = [Part(slot, slot.active, *slot.next_text(1)) for slot in answering]
-        room = min(self._room(bool(answering)), self._llm.batch_tokens - len(parts))
+    def _run_slots(self, slots: list[Slot]) -> None:
+        mixed = self._llm.token_rows is not None
+        parts = [slot.next_part(1, mixed) for slot in slots if not slot.filling]
+        room = min(self._room(bool(parts)), self._llm.batch_tokens - len(parts))
         # Then prompts, the one that was served longest ago first.
         for slot in sorted((slot for slot in slots if slot.filling), key=lambda slot: slot.last_run):
             if room > 0:
-                parts.append(Part(slot, slot.active, *slot.next_text(room)))
+                parts.append(slot.next_part(room, mixed))
                 room -= len(parts[-1].cells)
+        if self._waiting or len(parts) > 1:  # so there will be another batch for what is left
+            parts = drop_spill(parts, self._llm.tile_rows)
         self._run_parts(parts)
 
     def _run_one(self, slot: Slot) -> None:
-        """An answer's next token where it is the only one: as `_run_text` does it, in the few steps that a waiting GPU allows."""
+        """An answer's next token where it is the only one: as `_run_slots` does it, in the few steps that a waiting GPU allows."""
         job, token = slot.active, slot.next_token
         assert token is not None  # it is answering
         code = self._llm.decode_token(token, len(slot.cells), slot.index)
@@ -312,7 +305,11 @@ class Scheduler:
     def _run_parts(self, parts: list[Part]) -> None:
         batch = lay_out(parts)
         outputs = sorted({end for part, end in zip(parts, batch.ends, strict=True) if part.last})
-        code = self._llm.decode_tokens(batch.tokens, batch.positions, batch.sequences, outputs)
+        if min(batch.cells) < 0:
+            rows = build_rows(batch.cells, parts, self._llm.token_rows, self._llm.row_buffer)
+            code = self._llm.decode_rows(rows, batch.positions, batch.sequences, outputs)
+        else:
+            code = self._llm.decode_tokens(batch.cells, batch.positions, batch.sequences, outputs)
         self._after(code, parts, batch.ends, batch.places)
 
     def _after(self, code: int, parts: list[Part], ends: Sequence[int], places: Sequence[list[int]]) -> None:

@@ -504,6 +504,18 @@ def test_a_group_is_answered_the_same_whatever_came_before(artifact: Artifact) -
     assert all(value <= 0 for _, logprobs in alone for value in logprobs)
 
 
+def test_questions_in_one_batch_are_answered_as_each_alone(artifact: Artifact) -> None:
+    """With enough text that rows spill over the tiles of llama.cpp's attention, so that batches are cut."""
+    asked = ["What organ is it?", "What organs are shown in this picture?", "Is it normal?", "Where is the abnormality, if there is one?"]
+    requests = [question(text, image(1), max_tokens=8, logprobs=True) for text in asked]
+    with Engine.open(artifact, replace(SETTINGS, slots=4)) as engine:
+        together = texts(engine, requests)
+        alone = [texts(engine, [request])[0] for request in requests]
+    assert [ids for ids, _ in together] == [ids for ids, _ in alone]
+    for (_, some), (_, others) in zip(together, alone, strict=True):
+        np.testing.assert_allclose(some, others, atol=2e-2)
+
+
 def test_a_group_keeps_what_does_not_fit_in_its_place(engine: Engine) -> None:
     long = question("word " * 600, image(1), max_tokens=3)
     short = question("Is it?", image(1), max_tokens=3)

@@ -14,7 +14,7 @@ from runtimes_pair import PATCHES, SIZE_PX, make_artifact
 from edgemed.core.conversation import Turn
 from edgemed.core.errors import EngineError
 from edgemed.core.manifest import Manifest
-from runtimes.batches import lay_out
+from runtimes.batches import drop_spill, lay_out
 from runtimes.jobs import Job, Part, Slot
 from runtimes.messages import EngineSettings, Failed, Finished, PreparedImage, Request, Token
 from runtimes.scheduler import Scheduler
@@ -36,12 +36,13 @@ class FakeModel:
 
     batch_tokens, max_outputs, vocab_size, width, bos = 64, 8, 300, 4, 1
     token_rows: Any = None
+    tile_rows = 1
     row_buffer = np.empty((256, 4), np.float32)
 
     def __init__(self, kv_tokens: int) -> None:
         self.kv_tokens = kv_tokens
         self.cells: dict[int, list[Cell]] = {}
-        self.rows_run = 0
+        self.rows_run: list[int] = []
         self.batches: list[tuple[str, dict[int, int]]] = []
         self.poisoned: set[int] = set()
 
@@ -67,22 +68,24 @@ class FakeModel:
         assert 0 < len(tokens) <= self.batch_tokens
         if self.poisoned & set(tokens):
             return -1
-        self.outputs = set(outputs)
-        for token, position, together in zip(tokens, positions, sequences, strict=True):
-            self._put(together, position, token)
-        every = [sequence for together in sequences for sequence in together]
-        self.batches.append(("text", {s: every.count(s) for s in set(every)}))
-        self.rows_run += len(tokens)
+        self._run("text", tokens, positions, sequences, outputs)
         return 0
+
+    def _run(
+        self, kind: str, values: Sequence[float], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
+    ) -> None:
+        self.outputs = set(outputs)
+        for value, position, together in zip(values, positions, sequences, strict=True):
+            self._put(together, position, value)
+        every = [sequence for together in sequences for sequence in together]
+        self.batches.append((kind, {s: every.count(s) for s in set(every)}))
+        self.rows_run.append(len(values))
 
     def decode_token(self, token: int, position: int, sequence: int) -> int:
         return self.decode_tokens([token], [position], [[sequence]], [0])
 
-    def decode_rows(self, rows: np.ndarray, positions: Sequence[int], sequence: int, outputs: Sequence[int]) -> int:
-        self.outputs = set(outputs)
-        for row, position in zip(rows, positions, strict=True):
-            self._put([sequence], position, float(row[0]))
-        self.batches.append(("rows", {sequence: len(rows)}))
+    def decode_rows(self, rows: np.ndarray, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
+        self._run("rows", [float(row[0]) for row in rows], positions, sequences, outputs)
         return 0
 
     def _put(self, sequences: Sequence[int], position: int, value: float) -> None:
@@ -187,6 +190,42 @@ def test_text_around_an_image_goes_in_its_batch(manifest: Manifest) -> None:
     assert bench.llm.values(0) == apart.llm.values(0), "each cell is where it was, with its own row"
 
 
+def test_rows_that_spill_over_whole_tiles_go_with_the_next_batch(manifest: Manifest) -> None:
+    texts = ["What organ is it?", "Is it an adult?", "Where?", "What colour?"]
+    different = {}
+    for tile in (1, 32):
+        bench = Bench(manifest, EngineSettings(context_tokens=512, slots=4))
+        bench.llm.batch_tokens, bench.llm.tile_rows = 256, tile
+        bench.llm.token_rows = lambda ids: np.repeat(np.asarray(ids, np.float32)[:, None], 4, 1)
+        bench.scheduler.post(7, SubmitGroup(tuple(Request((Turn("user", text, 1),), (image(1),), max_tokens=3) for text in texts)))
+        for _ in range(2):  # the image's rows come in between
+            bench.run()
+        [(_, replies)] = bench.sent
+        assert [reply.finished.text for reply in replies] == ["xxx"] * 4
+        different[tile] = [bench.llm.values(slot.index) for slot in bench.scheduler._slots], bench.llm.rows_run
+    assert different[1][0] == different[32][0], "each cell is where it was, with its own row"
+    whole, tiled = different[1][1], different[32][1]
+    assert whole[0] % 32 and whole[1] % 32, "nothing would spill over"
+    assert all(rows % 32 == 0 or rows % 32 > 16 for rows in tiled[:2]) and len(tiled) <= len(whole) + 1
+
+
+def test_answers_and_most_of_a_tile_never_wait() -> None:
+    def part(index: int, cells: int, answering: bool = False) -> Part:
+        slot = Slot(index, next_token=5 if answering else None)
+        return Part(slot, Job(index, 0.0), list(range(100 * index, 100 * index + cells)), True)
+
+    def sizes(*parts: Part, tile: int = 8) -> list[tuple[int, bool]]:
+        return [(len(p.cells), p.last) for p in drop_spill(parts, tile)]
+
+    assert sizes(part(1, 5), part(2, 7)) == [(5, True), (3, False)]
+    assert sizes(part(1, 8), part(2, 2), part(3, 2)) == [(8, True)]
+    assert sizes(part(1, 5), part(2, 8)) == [(5, True), (8, True)], "a tile that is mostly full"
+    assert sizes(part(1, 5), part(2, 2)) == [(5, True), (2, True)], "not one whole tile"
+    assert sizes(part(1, 5), part(2, 7), tile=1) == [(5, True), (7, True)]
+    assert sizes(*(part(k, 1, answering=True) for k in range(9))) == [(1, True)] * 9
+    assert sizes(*(part(k, 1, answering=True) for k in range(9)), part(9, 2)) == [(1, True)] * 9
+
+
 def test_one_batch_serves_all_answers(manifest: Manifest) -> None:
     bench = Bench(manifest, EngineSettings(context_tokens=512, slots=3))
     for id in (1, 2, 3):
@@ -249,7 +288,7 @@ def test_what_questions_begin_with_alike_is_run_once(manifest: Manifest) -> None
     assert [reply.finished.text for reply in replies] == ["x"] * 5
     prompts = [slot.cells for slot in bench.scheduler._slots]
     different = {tuple(cells[:n]) for cells in prompts for n in range(1, len(cells) + 1)}
-    assert bench.llm.rows_run == len(different) - 5 * PATCHES < sum(map(len, prompts))
+    assert sum(bench.llm.rows_run) == len(different) < sum(map(len, prompts)) - 4 * 5 * PATCHES
     for slot, cells in zip(bench.scheduler._slots, prompts, strict=True):
         assert [value for value in bench.llm.values(slot.index) if value != 1] == [cell for cell in cells if cell >= 0 and cell != 1]
 
@@ -282,7 +321,7 @@ def test_equal_cells_are_run_as_one_only_on_top_of_shared_ones() -> None:
     slots[1].add([5, 6], slots[0].places)
     slots[2].add([5, 6])
     batch = lay_out([Part(slot, job, [7, 8 + slot.index % 2], True) for slot in slots])
-    assert (batch.tokens, batch.positions) == ([7, 8, 9, 7, 8], [2, 3, 3, 2, 3])
+    assert (batch.cells, batch.positions) == ([7, 8, 9, 7, 8], [2, 3, 3, 2, 3])
     assert batch.sequences == [[0, 1], [0], [1], [2], [2]] and batch.ends == [1, 2, 4]
     for slot, places in zip(slots, batch.places, strict=True):
         slot.add([7, 8 + slot.index % 2], places)

@@ -324,7 +324,8 @@ def test_rows_of_tokens_are_the_tables(tmp_path: Path, type_: gguf.GGMLQuantizat
     assert libllama.find_token_rows(tmp_path / "gemma.gguf") is None, "its graph scales the rows"
 
 
-def test_a_token_of_several_sequences_is_computed_as_in_each(tmp_path: Path) -> None:
+@pytest.mark.parametrize("as_rows", [False, True])
+def test_a_token_of_several_sequences_is_computed_as_in_each(tmp_path: Path, as_rows: bool) -> None:
     write_llm(tmp_path / "llm.gguf")
     model = libllama.LanguageModel(tmp_path / "llm.gguf", EngineSettings(context_tokens=64, slots=3, gpu_layers=0), 1, False)
     prefix, endings = [1, 40, 65], ([7, 99], [7, 50], [8, 99])
@@ -337,7 +338,12 @@ def test_a_token_of_several_sequences_is_computed_as_in_each(tmp_path: Path) -> 
         assert model.decode_tokens(prefix, range(3), [[0]] * 3, []) == 0
         for sequence in (1, 2):
             model.share(0, sequence, 3)
-        assert model.decode_tokens([7, 99, 50, 8, 99], [3, 4, 4, 3, 4], [[0, 1], [0], [1], [2], [2]], [1, 2, 4]) == 0
+        tokens, positions, sequences, outputs = [7, 99, 50, 8, 99], [3, 4, 4, 3, 4], [[0, 1], [0], [1], [2], [2]], [1, 2, 4]
+        if as_rows:
+            assert model.token_rows is not None
+            assert model.decode_rows(model.token_rows(tokens), positions, sequences, outputs) == 0
+        else:
+            assert model.decode_tokens(tokens, positions, sequences, outputs) == 0
         for row, wanted in zip((1, 2, 4), expected, strict=True):
             np.testing.assert_allclose(model.logits(row), wanted, atol=1e-4)
         assert model.decode_tokens([3, 3], [5, 5], [[0], [1]], [0, 1]) == 0, "each goes on by itself"
@@ -357,7 +363,7 @@ def test_rows_of_tokens_give_the_tokens_logits(tmp_path: Path) -> None:
         assert model.decode_tokens(ids, range(5), [[0]] * 5, [4]) == 0
         expected = model.logits(4).copy()
         model.forget(0, 0)
-        assert model.decode_rows(rows(ids), range(5), 0, [4]) == 0
+        assert model.decode_rows(rows(ids), range(5), [[0]] * 5, [4]) == 0
         np.testing.assert_allclose(model.logits(4), expected, atol=1e-4)
         model.forget(0, 4)
         assert model.decode_token(ids[4], 4, 0) == 0

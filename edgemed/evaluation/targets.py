@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from edgemed.core.manifest import Artifact
 
 # To be increased whenever the way questions share batches changes: last bits move with it, so an older run is not gone on with.
-ANSWERING = 2
+ANSWERING = 3
 # Answers of these sets are a few words.
 MAX_TOKENS = 24
 # Questions about one image that are answered at once. Their batches are so wide that weights are read once for all of them.
