@@ -26,7 +26,7 @@ from edgemed.core.units import format_bytes
 DEMO = Path(__file__).parents[1] / "edgemed" / "demo"
 LIMIT_BYTES = 34_000_000
 # What of a run.json tells how the files were made; the rest is there to resume by.
-TOLD = ("recipe", "data", "steps", "steps_per_s", "processes", "loss", "versions", "join", "probe")
+TOLD = ("recipe", "data", "steps", "seconds", "processes", "loss", "versions", "join", "probe")
 
 
 def tell_run(run: dict[str, Any]) -> dict[str, Any]:

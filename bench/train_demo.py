@@ -319,10 +319,9 @@ class Told:
 
 
 def earlier_stages(args: argparse.Namespace) -> dict[str, Any]:
-    """What run.json says of the stages before; of one that goes on, also of its first part."""
+    """What run.json says of the stages before; of one that goes on, its first part with those before it."""
     if args.continued:
-        run = json.loads((args.continued / "run.json").read_text())
-        return {**run.pop("stages"), "vqa": run}
+        return {"vqa": json.loads((args.continued / "run.json").read_text())}
     start = args.instructed or args.out
     return {stage: json.loads((start / stage / "run.json").read_text()) for stage in ("align", "instruct")}
 
@@ -333,11 +332,13 @@ def train_variant(args: argparse.Namespace, recipes: dict[str, dict[str, Any]], 
     out = args.out.resolve() / name
     recipe = Recipe.model_validate(merge_keys({**recipes["vqa"], "output": out}, {**keys, "optim.max_minutes": seconds / 60}))
 
+    earlier = earlier_stages(args)  # read before minutes are spent
+
     def save(recipe: Recipe, model: Any, tokenizer: Any, run: dict[str, Any]) -> None:
         losses = [round(e["loss"], 3) for e in run["loss"]]
         log(name, run["steps"], "steps in", seconds, "s; loss", losses[:: max(1, len(losses) // 12)])
         run["join"] = json.loads(json.dumps(recipes["align"]["join"], default=str))
-        run["stages"] = earlier_stages(args)
+        run["stages"] = earlier
         save_parts(out, recipe, model, run)  # before anything else can go wrong, or the machine be taken away
         probe = Probe(args.data, DEVELOP if args.develop else REPORTED, recipe, tokenizer, model.get_base_model().config, args.eval_limit)
         rounding = LoraRounding(model)

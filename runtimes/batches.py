@@ -63,16 +63,18 @@ def lay_out(parts: Sequence[Part]) -> Batch:
     return batch
 
 
-def drop_spill(parts: Sequence[Part], tile: int) -> list[Part]:
-    """The parts without the prompts' last rows, at most half a tile, that spill over whole tiles of rows; as they are where more do.
+def drop_spill(parts: Sequence[Part], tile: int, others_wait: bool = False) -> list[Part]:
+    """The parts without the prompts' last rows, at most half a tile, that spill over whole tiles of rows.
 
-    For where what is left goes with a batch that is run in any case.
+    As they are where that saves nothing or costs a batch: where more rows spill over, where answers fill the tiles and prompts would
+    hardly move, and where nothing but what is left would be run next: no part that is not cut, and no others that wait for these.
     """
     if tile == 1 or sum(len(part.cells) for part in parts) < tile:
         return list(parts)
     batch = lay_out(parts)
     whole = len(batch.cells) // tile * tile
-    if whole == 0 or len(batch.cells) - whole > tile // 2:
+    answers = len({row for part, rows in zip(parts, batch.rows, strict=True) if not part.slot.filling for row in rows})
+    if whole - answers < tile // 2 or len(batch.cells) - whole > tile // 2:
         return list(parts)
     kept = []
     for part, rows in zip(parts, batch.rows, strict=True):
@@ -82,7 +84,7 @@ def drop_spill(parts: Sequence[Part], tile: int) -> list[Part]:
             kept.append(part)
         elif stays:
             kept.append(replace(part, cells=part.cells[:stays], last=False))
-    return kept
+    return kept if others_wait or any(part in kept for part in parts) else list(parts)
 
 
 def build_rows(cells: Sequence[int], parts: Sequence[Part], embed: TokenRows | None, buffer: F32) -> F32:

@@ -57,8 +57,8 @@ def llm_compute(
     shape: LlmShape, setup: Setup, layer_places: Sequence[Place], output_place: Place, places: Sequence[Place], type_bytes: TypeBytes,
     threads: int, offload: bool = True,
 ) -> Usage:  # fmt: skip
-    """The larger of the graphs that llama.cpp reserves room for: a full batch of tokens, and one token a slot. (A batch of image rows
-    has no more than one row of logits, and was seen not to make the buffers grow.)"""
+    """The larger of the graphs that llama.cpp reserves room for: a full batch of tokens, and one token a slot. (A batch of rows
+    has at most as many rows of logits, and was seen not to make the buffers grow.)"""
     sizes: dict[Place, int] = dict.fromkeys(places, 0)
     scratch = 0
     for batch, outputs in ((setup.batch_rows, min(setup.batch_rows, setup.outputs)), (setup.slots, setup.slots)):

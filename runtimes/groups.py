@@ -1,8 +1,8 @@
 """Requests that are answered together and by themselves, so that their answers never depend on what else was asked, or when.
 
 A batch's make-up changes the last bits of what llama.cpp computes, and so, now and then, a word. A group begins with an empty cache and
-idle slots, all its requests at once, and nothing else gets in: the same group gives the same answers, token for token, whatever was
-asked before it. Evaluation asks one group an image. Knows no cache: scheduler.py empties it.
+idle slots and all its requests at once: the same group gives the same answers, token for token, whatever was asked before it, as long as
+nothing is asked beside it. Evaluation asks one group an image. Knows no cache: scheduler.py empties it.
 """
 
 from __future__ import annotations
@@ -37,11 +37,6 @@ class Groups:
     def waiting(self) -> bool:
         """Whether a group waits and none is open."""
         return bool(self._waiting) and self._open is None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a group waits or is open: other requests stay in the queue."""
-        return bool(self._waiting) or self._open is not None
 
     def post(self, id: int, received: float, command: SubmitGroup) -> None:
         """Take in a group. An empty one is answered at once."""

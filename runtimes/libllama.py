@@ -34,7 +34,7 @@ I32 = NDArray[np.int32]
 
 # Rows of logits that one batch may ask for (or slots, if they are more); each enlarges llama.cpp's compute buffer by a vocabulary.
 MAX_OUTPUTS = 32
-# Flash attention on a CPU computes this many rows at once, also where fewer are left (ggml-cpu/common.h).
+# Flash attention on a CPU computes this many rows at once, also where fewer are left; not with a q8_0 or bf16 cache (ggml-cpu/ops.cpp).
 CPU_TILE_ROWS = 64
 # Tokens that a repeat penalty looks back on.
 PENALTY_TOKENS = 256
@@ -198,7 +198,8 @@ class LanguageModel:
         self.token_rows = find_token_rows(path)
         # Of how many rows of a batch the attention costs the same as of fewer.
         on_gpu = settings.gpu_layers != 0 and bool(gpu_devices())
-        self.tile_rows = 1 if on_gpu or settings.flash_attention == "off" else CPU_TILE_ROWS
+        tiled = not on_gpu and settings.flash_attention != "off" and settings.kv_type in ("f16", "f32")
+        self.tile_rows = CPU_TILE_ROWS if tiled and settings.micro_batch % CPU_TILE_ROWS == 0 else 1
         # Kept, since memory that is new has to be cleared by the system first. Takes none until it is written to.
         self.row_buffer: F32 = np.empty((self.batch_tokens, self.width), np.float32)
 

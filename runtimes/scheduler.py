@@ -285,9 +285,12 @@ class Scheduler:
             if room > 0:
                 parts.append(slot.next_part(room, mixed))
                 room -= len(parts[-1].cells)
-        if self._waiting or len(parts) > 1:  # so there will be another batch for what is left
-            parts = drop_spill(parts, self._llm.tile_rows)
-        self._run_parts(parts)
+        self._run_parts(drop_spill(parts, self._llm.tile_rows, self._followers()))
+
+    def _followers(self) -> bool:
+        """Whether a request waits for nothing but a prefix that is just being filled in."""
+        idle = any(slot.job is None for slot in self._slots)
+        return idle and any(not job.missing and not job.evaluate and not job.embed for job in self._waiting)
 
     def _run_one(self, slot: Slot) -> None:
         """An answer's next token where it is the only one: as `_run_slots` does it, in the few steps that a waiting GPU allows."""

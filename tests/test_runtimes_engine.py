@@ -504,10 +504,11 @@ def test_a_group_is_answered_the_same_whatever_came_before(artifact: Artifact) -
     assert all(value <= 0 for _, logprobs in alone for value in logprobs)
 
 
-def test_questions_in_one_batch_are_answered_as_each_alone(artifact: Artifact) -> None:
-    """With enough text that rows spill over the tiles of llama.cpp's attention, so that batches are cut."""
+@pytest.mark.parametrize("more", ["", " Say so.", " Say so in one word.", " Say so in one word, or in two if need be."])
+def test_questions_in_one_batch_are_answered_as_each_alone(artifact: Artifact, more: str) -> None:
+    """Of several lengths, so that with some of them rows spill over the tiles of llama.cpp's attention and batches are cut."""
     asked = ["What organ is it?", "What organs are shown in this picture?", "Is it normal?", "Where is the abnormality, if there is one?"]
-    requests = [question(text, image(1), max_tokens=8, logprobs=True) for text in asked]
+    requests = [question(text + more, image(1), max_tokens=8, logprobs=True) for text in asked]
     with Engine.open(artifact, replace(SETTINGS, slots=4)) as engine:
         together = texts(engine, requests)
         alone = [texts(engine, [request])[0] for request in requests]

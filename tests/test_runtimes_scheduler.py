@@ -65,28 +65,27 @@ class FakeModel:
     def decode_tokens(
         self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
     ) -> int:
-        assert 0 < len(tokens) <= self.batch_tokens
-        if self.poisoned & set(tokens):
-            return -1
-        self._run("text", tokens, positions, sequences, outputs)
-        return 0
+        return self._run("text", tokens, positions, sequences, outputs)
 
     def _run(
         self, kind: str, values: Sequence[float], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
-    ) -> None:
+    ) -> int:
+        assert 0 < len(values) <= self.batch_tokens
+        if self.poisoned & set(values):
+            return -1
         self.outputs = set(outputs)
         for value, position, together in zip(values, positions, sequences, strict=True):
             self._put(together, position, value)
         every = [sequence for together in sequences for sequence in together]
         self.batches.append((kind, {s: every.count(s) for s in set(every)}))
         self.rows_run.append(len(values))
+        return 0
 
     def decode_token(self, token: int, position: int, sequence: int) -> int:
         return self.decode_tokens([token], [position], [[sequence]], [0])
 
     def decode_rows(self, rows: np.ndarray, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
-        self._run("rows", [float(row[0]) for row in rows], positions, sequences, outputs)
-        return 0
+        return self._run("rows", [float(row[0]) for row in rows], positions, sequences, outputs)
 
     def _put(self, sequences: Sequence[int], position: int, value: float) -> None:
         cell = Cell(value)
@@ -214,16 +213,41 @@ def test_answers_and_most_of_a_tile_never_wait() -> None:
         slot = Slot(index, next_token=5 if answering else None)
         return Part(slot, Job(index, 0.0), list(range(100 * index, 100 * index + cells)), True)
 
-    def sizes(*parts: Part, tile: int = 8) -> list[tuple[int, bool]]:
-        return [(len(p.cells), p.last) for p in drop_spill(parts, tile)]
+    def sizes(*parts: Part, tile: int = 8, others_wait: bool = False) -> list[tuple[int, bool]]:
+        return [(len(p.cells), p.last) for p in drop_spill(parts, tile, others_wait)]
 
     assert sizes(part(1, 5), part(2, 7)) == [(5, True), (3, False)]
     assert sizes(part(1, 8), part(2, 2), part(3, 2)) == [(8, True)]
+    assert sizes(part(1, 10)) == [(10, True)], "there would be a batch for two rows"
+    assert sizes(part(1, 10), others_wait=True) == [(8, False)]
     assert sizes(part(1, 5), part(2, 8)) == [(5, True), (8, True)], "a tile that is mostly full"
     assert sizes(part(1, 5), part(2, 2)) == [(5, True), (2, True)], "not one whole tile"
     assert sizes(part(1, 5), part(2, 7), tile=1) == [(5, True), (7, True)]
     assert sizes(*(part(k, 1, answering=True) for k in range(9))) == [(1, True)] * 9
-    assert sizes(*(part(k, 1, answering=True) for k in range(9)), part(9, 2)) == [(1, True)] * 9
+    answers = [part(k, 1, answering=True) for k in range(9)]
+    assert sizes(*answers, part(9, 2)) == [(1, True)] * 9 + [(2, True)], "a prompt is not kept waiting by answers"
+    assert sizes(*answers[:4], part(9, 6)) == [(1, True)] * 4 + [(4, False)]
+
+
+def test_answers_that_fill_a_tile_do_not_keep_a_prompt_waiting(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=256, slots=65, kv_tokens=65 * 256))
+    bench.llm.batch_tokens, bench.llm.tile_rows = 256, 64
+    for id in range(1, 65):
+        bench.ask(id, chr(33 + id), max_tokens=200)
+    while not all(bench.tokens(id) for id in range(1, 65)):
+        bench.run(1)
+    bench.ask(99, chr(34), max_tokens=2)  # asked before, so that only its last cell is left to run
+    bench.run(3)
+    assert bench.tokens(99) == 2 and not bench.ends().keys() & set(range(1, 65))
+
+
+def test_one_prompt_is_not_cut_while_others_wait_for_a_slot(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=1))
+    bench.llm.tile_rows = 8
+    for id in (1, 2):
+        bench.ask(id, "?" * 10, max_tokens=1)
+    bench.run()
+    assert len(bench.llm.rows_run) == 2 and bench.llm.rows_run[0] % 8 in (1, 2, 3, 4)
 
 
 def test_one_batch_serves_all_answers(manifest: Manifest) -> None:

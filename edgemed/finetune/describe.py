@@ -87,7 +87,7 @@ def describe_result(recipe: Recipe, sets: Sets, fingerprint: dict[str, Any], tra
         ],
         "fingerprint": fingerprint,
         "steps": result.global_step,
-        "steps_per_s": result.metrics["train_steps_per_second"],
+        "seconds": round(trainer.clock.spent_s, 1),
         "processes": trainer.accelerator.num_processes,
         "pieces": trainer.pieces,
         "loss": [{k: e[k] for k in keys if k in e} for e in history],
