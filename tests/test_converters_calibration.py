@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from converters.recipes import Recipe
 from converters.tensors import ArrayTensor, GgufTensor, RopeRows, permute_heads, read_all
 from converters.vision import MirroredTensor, PaddedTensor
 from edgemed.cli import run
+from edgemed.core.contract import Contract, save_contract
 from edgemed.core.errors import InputError, MissingExtraError, RecipeError
 from edgemed.core.images import normalise
 from edgemed.core.manifest import Artifact
@@ -374,6 +376,19 @@ def test_command_calibrates_and_records(checkpoint: Checkpoint, slake: Path, tmp
     drawn = draw_samples(load_samples("slake", slake, "train"), 4)
     assert (written["samples"], written["budget_bytes"]) == (4, 1_000_000)
     assert written["samples_sha256"] == hash_samples(drawn) and written["elapsed_s"] > 0
+
+
+def test_command_warns_where_a_model_learnt_other_rounding_errors(
+    checkpoint: Checkpoint, slake: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "rounded"
+    shutil.copytree(checkpoint.path, source)
+    for rounded in (False, True):
+        save_contract(source, Contract(image=checkpoint.image, template=checkpoint.template, rounded=rounded))
+        capsys.readouterr()
+        arguments = ["convert", source, "--calibrate", f"slake={slake}", "--samples", "2", "--no-verify", "--out", tmp_path / "o"]
+        assert run([*map(str, arguments)]) == 0
+        assert ("learnt with the rounding errors" in capsys.readouterr().err) == rounded
 
 
 def test_command_refuses_in_one_sentence(
