@@ -324,6 +324,21 @@ def test_rows_of_tokens_are_the_tables(tmp_path: Path, type_: gguf.GGMLQuantizat
     assert libllama.find_token_rows(tmp_path / "gemma.gguf") is None, "its graph scales the rows"
 
 
+def test_attention_has_tiles_only_where_llama_cpp_has_them(tmp_path: Path) -> None:
+    write_llm(tmp_path / "llm.gguf")
+
+    def tile(**settings: Any) -> int:
+        chosen = EngineSettings(**{"context_tokens": 64, "gpu_layers": 0, **settings})
+        model = libllama.LanguageModel(tmp_path / "llm.gguf", chosen, 1, False)
+        try:
+            return model.tile_rows
+        finally:
+            model.close()
+
+    assert tile() == tile(kv_type="f32") == libllama.CPU_TILE_ROWS
+    assert {tile(kv_type="bf16"), tile(flash_attention="off"), tile(micro_batch=96)} == {1}
+
+
 @pytest.mark.parametrize("as_rows", [False, True])
 def test_a_token_of_several_sequences_is_computed_as_in_each(tmp_path: Path, as_rows: bool) -> None:
     write_llm(tmp_path / "llm.gguf")
