@@ -76,15 +76,16 @@ def drop_spill(parts: Sequence[Part], tile: int, others_wait: bool = False) -> l
     answers = len({row for part, rows in zip(parts, batch.rows, strict=True) if not part.slot.filling for row in rows})
     if whole - answers < tile // 2 or len(batch.cells) - whole > tile // 2:
         return list(parts)
-    kept = []
+    kept, goes_on = [], others_wait
     for part, rows in zip(parts, batch.rows, strict=True):
         # Rows are numbered upwards along a part, so that what stays is its beginning.
         stays = sum(row < whole for row in rows) if part.slot.filling else len(rows)
         if stays == len(rows):
             kept.append(part)
+            goes_on = True
         elif stays:
             kept.append(replace(part, cells=part.cells[:stays], last=False))
-    return kept if others_wait or any(part in kept for part in parts) else list(parts)
+    return kept if goes_on else list(parts)
 
 
 def build_rows(cells: Sequence[int], parts: Sequence[Part], embed: TokenRows | None, buffer: F32) -> F32:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.core.errors import EngineError
 from runtimes.batches import build_rows
-from runtimes.jobs import Job, Slot
+from runtimes.jobs import Job, Part, Slot
 from runtimes.libllama import LanguageModel
 
 F32 = NDArray[np.float32]
@@ -32,16 +34,27 @@ def evaluate(llm: LanguageModel, job: Job, slot: Slot, kept: int = 0) -> F32:
     return out
 
 
+def decode(
+    llm: LanguageModel,
+    parts: Sequence[Part],
+    cells: Sequence[int],
+    positions: Sequence[int],
+    sequences: Sequence[Sequence[int]],
+    outputs: Sequence[int],
+) -> int:
+    """Run the cells of these parts in one batch: as rows where an image is among them, else as tokens. Returns llama_decode's code."""
+    if min(cells) < 0:
+        rows = build_rows(cells, parts, llm.token_rows, llm.row_buffer)
+        return llm.decode_rows(rows, positions, sequences, outputs)
+    return llm.decode_tokens(cells, positions, sequences, outputs)
+
+
 def _run_part(llm: LanguageModel, slot: Slot, room: int, skip: int) -> int:
     """Run the next cells, at most `room`, with logits of all but the first `skip`; returns how many."""
     start, part = len(slot.cells), slot.next_part(room, mixed=llm.token_rows is not None)
     n = len(part.cells)
     positions, sequences, outputs = range(start, start + n), [[slot.index]] * n, range(skip, n)
-    if min(part.cells) < 0:
-        rows = build_rows(part.cells, [part], llm.token_rows, llm.row_buffer)
-        code = llm.decode_rows(rows, positions, sequences, outputs)
-    else:
-        code = llm.decode_tokens(part.cells, positions, sequences, outputs)
+    code = decode(llm, [part], part.cells, positions, sequences, outputs)
     if code != 0:
         raise batch_error(code)
     return n

@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from edgemed.core.conversation import ImageSlot, Text, render
 from edgemed.core.errors import ContextOverflowError, EdgemedError, EngineError, InputError
 from edgemed.core.manifest import Manifest
-from runtimes.batches import build_rows, drop_spill, lay_out
-from runtimes.evaluate import batch_error, evaluate
+from runtimes.batches import drop_spill, lay_out
+from runtimes.evaluate import batch_error, decode, evaluate
 from runtimes.groups import Groups
 from runtimes.jobs import Drawn, Job, Part, Slot
 from runtimes.libllama import LanguageModel, Sampler, current_account
@@ -288,7 +288,7 @@ class Scheduler:
         self._run_parts(drop_spill(parts, self._llm.tile_rows, self._followers()))
 
     def _followers(self) -> bool:
-        """Whether a request waits for nothing but a prefix that is just being filled in."""
+        """Whether a request waits beside an idle slot: for a prefix that is just being filled in, or (rarely) for room in the cache."""
         idle = any(slot.job is None for slot in self._slots)
         return idle and any(not job.missing and not job.evaluate and not job.embed for job in self._waiting)
 
@@ -308,11 +308,7 @@ class Scheduler:
     def _run_parts(self, parts: list[Part]) -> None:
         batch = lay_out(parts)
         outputs = sorted({end for part, end in zip(parts, batch.ends, strict=True) if part.last})
-        if min(batch.cells) < 0:
-            rows = build_rows(batch.cells, parts, self._llm.token_rows, self._llm.row_buffer)
-            code = self._llm.decode_rows(rows, batch.positions, batch.sequences, outputs)
-        else:
-            code = self._llm.decode_tokens(batch.cells, batch.positions, batch.sequences, outputs)
+        code = decode(self._llm, parts, batch.cells, batch.positions, batch.sequences, outputs)
         self._after(code, parts, batch.ends, batch.places)
 
     def _after(self, code: int, parts: list[Part], ends: Sequence[int], places: Sequence[list[int]]) -> None:

@@ -112,8 +112,8 @@ def test_what_ships_of_a_run_names_no_folder_and_every_stage() -> None:
     pytest.importorskip("torch")
     from bench.pack_demo import tell_run
 
-    data = [{"name": "slake", "path": "/tmp/data/slake", "hold_out": ["1/5"]}]
-    run = {"recipe": {"model": "/tmp/align", "data": data}, "steps": 7, "fingerprint": {}, "stages": {"align": {"steps": 3, "source": {}}}}
+    data = [{"name": "slake", "path": "/lent/data/slake", "hold_out": ["1/5"]}]
+    run = {"recipe": {"model": "/lent/align", "data": data}, "steps": 7, "fingerprint": {}, "stages": {"align": {"steps": 3, "source": {}}}}
     recipe = {"model": "align", "data": [{"name": "slake", "path": "slake", "hold_out": ["1/5"]}]}
     assert tell_run(run) == {"recipe": recipe, "steps": 7, "stages": {"align": {"steps": 3}}}
 
