@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import llama_cpp  # noqa: F401  (before any numpy: the other way round llama.cpp has crashed in the same process)
 import pytest
 
 # Before any test module is imported: the hub's client and matplotlib read these once, at import. Set for subprocesses, too.

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,6 @@ from edgemed.core.conversation import TEMPLATES, ImageSlot, Text, Turn, render
 from edgemed.core.errors import ArtifactError, ContextOverflowError, EngineDiedError, EngineError, EngineLoadError, InputError
 from edgemed.core.manifest import Artifact, load_artifact
 from runtimes.engine import Engine, prepare_request
-from runtimes.libllama import gpu_devices
 from runtimes.messages import Collected, EngineSettings, Event, Failed, Finished, PreparedImage, Request, Sampling, Token
 from runtimes.prompt import IMAGE_TOKEN
 from runtimes.wire import Tokenize
@@ -149,21 +148,36 @@ def test_cached_prefix_does_not_change_the_answer(artifact: Artifact, engine: En
     assert (warm.text, cold.usage.cached_tokens) == (cold.text, 0)
 
 
-@pytest.mark.skipif(bool(gpu_devices()), reason="a GPU rounds a batch of two as another than one of one")
+def assert_same_but_for_near_ties(some: Sequence[tuple[int, float | None]], others: Sequence[tuple[int, float | None]]) -> None:
+    """Tokens and their log-probabilities. Batches of other sizes are rounded otherwise: up to the first token that differs, which must
+    have been about as likely."""
+    assert len(some) > 0 and len(others) > 0
+    for (one, p), (other, q) in zip(some, others, strict=False):
+        assert p == pytest.approx(q, abs=2e-2)
+        if one != other:
+            return
+    assert len(some) == len(others)
+
+
 def test_two_at_once_answer_as_one(engine: Engine) -> None:
-    requests = [question(f"Question number {i}?", image(20 + i % 2), max_tokens=24) for i in range(4)]
-    alone = [collect(engine.submit(request))[1].text for request in requests]
-    together: dict[int, str] = {}
+    requests = [question(f"Question number {i}?", image(20 + i % 2), max_tokens=24, logprobs=True) for i in range(4)]
+
+    def ask(request: Request) -> list[tuple[int, float | None]]:
+        return [(token.id, token.logprob) for token in collect(engine.submit(request))[0]]
+
+    alone = [ask(request) for request in requests]
+    together: dict[int, list[tuple[int, float | None]]] = {}
 
     def run(index: int) -> None:
-        together[index] = collect(engine.submit(requests[index]))[1].text
+        together[index] = ask(requests[index])
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [together[i] for i in range(4)] == alone
+    for index, answer in enumerate(alone):
+        assert_same_but_for_near_ties(together[index], answer)
 
 
 def test_seed_decides(engine: Engine) -> None:
@@ -512,9 +526,8 @@ def test_questions_in_one_batch_are_answered_as_each_alone(artifact: Artifact, m
     with Engine.open(artifact, replace(SETTINGS, slots=4)) as engine:
         together = texts(engine, requests)
         alone = [texts(engine, [request])[0] for request in requests]
-    assert [ids for ids, _ in together] == [ids for ids, _ in alone]
-    for (_, some), (_, others) in zip(together, alone, strict=True):
-        np.testing.assert_allclose(some, others, atol=2e-2)
+    for some, others in zip(together, alone, strict=True):
+        assert_same_but_for_near_ties(list(zip(*some, strict=True)), list(zip(*others, strict=True)))
 
 
 def test_a_group_keeps_what_does_not_fit_in_its_place(engine: Engine) -> None:
