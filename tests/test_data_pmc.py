@@ -203,6 +203,28 @@ def test_an_archive_left_by_a_kill_after_its_last_figure_goes(tmp_path: Path, se
     assert leftovers(out) == ["another-lists.tar.gz.part"]
 
 
+def test_a_kill_while_an_archive_is_removed_leaves_nothing_for_good(
+    tmp_path: Path, server: PmcServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, out = write_list(tmp_path, server, range(1)), tmp_path / "images"
+    unlink, removed = Path.unlink, []
+
+    def killed_after_one(self: Path, missing_ok: bool = False) -> None:
+        if self.exists() and ".tar.gz.part" in self.name and len(figures_in(out)) == 2:
+            if removed:
+                raise KeyboardInterrupt
+            removed.append(self.name)
+        unlink(self, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        run(path, out)
+    monkeypatch.undo()
+    assert len(removed) == 1 and len(leftovers(out)) == 1
+    assert run(path, out).counts["here before"] == 2
+    assert leftovers(out) == []
+
+
 def test_a_killed_run_goes_on(tmp_path: Path, server: PmcServer) -> None:
     for n in range(4, 40):
         server.files[path_of(n)] = article(n)

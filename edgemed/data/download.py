@@ -150,7 +150,7 @@ def _size(part: Path) -> int:
 
 
 def discard(part: Path) -> None:
-    """Remove a download and its tag."""
+    """Remove a download and its tag; the tag first, so that a kill between the two leaves the file that a next run finds and removes."""
     with os_errors(part):
-        part.unlink(missing_ok=True)
         _tag_path(part).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
