@@ -1,10 +1,11 @@
 """Descriptions, conversations and more questions for edgemed-demo's training, made from the answers of the question sets.
 
-    build_sets(samples_by_set, Path("data/made"))        # captions.json, conversations.json, facts.json: LLaVA's format
+    build_sets(samples_by_set, Path("data/made"))        # captions.json, conversations.json, facts.json, translated.json: LLaVA's format
 
 Figure captions are not at hand, so what an image's answered questions say of it is put into sentences: modality, plane, organs that are
 there, findings. That is as much as those questions tell, in plain grammar; it is no radiologist's description. What else follows from
-SLAKE's answers is asked in facts.json (demo_facts.py). The files name images relative to their own folder. Knows no model.
+SLAKE's answers is asked in facts.json (demo_facts.py), what its Chinese rows ask beside the English ones in translated.json
+(demo_chinese.py). The files name images relative to their own folder. Knows no model.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import json
 import os
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from bench.demo_facts import derive
+from bench.demo_facts import Pair, derive
 from edgemed.core.files import save_text
 from edgemed.data import Sample
 
@@ -25,6 +26,8 @@ Row = dict[str, object]
 REQUESTS = ("Describe this image.", "What does this image show?", "Describe the image briefly.", "Give a short description of this image.")
 # Rounds after the description, and conversations an image.
 ROUNDS, DRAWS = 5, 2
+# Of a translated question.
+WORDINGS = 2
 _CONTAINED = re.compile(r"(?:does|do) the (?:picture|image) contain (?:an? |the )?(.+?)\s*\?", re.IGNORECASE)
 _SHOWN = re.compile(r"(?:does|do) (?:this|the) image show (.+?)\s*\?", re.IGNORECASE)
 _PRESENT = re.compile(r"(?:is|are) (.+?) present\s*\?", re.IGNORECASE)
@@ -76,13 +79,16 @@ def _list(words: Sequence[str]) -> str:
 DESCRIBE = {"slake": describe_slake, "pathvqa": describe_pathvqa}
 
 
-def build_sets(sets: Mapping[str, Sequence[Sample]], out: Path, seed: int = 0) -> dict[str, int]:
-    """Write captions.json, conversations.json and facts.json into `out`; rows of each."""
-    # One for the facts alone, so that the other files stay what they are without them.
-    draw, draw_facts = random.Random(seed), random.Random(seed)
-    captions: list[Row] = []
-    conversations: list[Row] = []
-    facts: list[Row] = []
+def build_sets(
+    sets: Mapping[str, Sequence[Sample]], out: Path, seed: int = 0, translated: Iterable[tuple[Path, Sequence[Pair]]] = ()
+) -> dict[str, int]:
+    """Write the four files into `out`; rows of each. `translated`: of each further question on SLAKE, the image and its wordings."""
+    # Each kind of question has its own draws, so that the other files stay what they are without it.
+    draw, draw_facts, draw_wordings = random.Random(seed), random.Random(seed), random.Random(seed)
+    more: dict[Path, list[Sequence[Pair]]] = {}
+    for image, wordings in translated:
+        more.setdefault(image, []).append(wordings)
+    made: dict[str, list[Row]] = {"captions": [], "conversations": [], "facts": [], "translated": []}
     out.mkdir(parents=True, exist_ok=True)
     for name, samples in sets.items():
         for image, group in _by_image(samples).items():
@@ -90,19 +96,36 @@ def build_sets(sets: Mapping[str, Sequence[Sample]], out: Path, seed: int = 0) -
             text = DESCRIBE[name](group) if name in DESCRIBE else ""
             key = f"{name}-{image.parent.name}-{image.stem}"
             if text:
-                captions.append(_row(key, where, [(draw.choice(REQUESTS), text)]))
+                made["captions"].append(_row(key, where, [(draw.choice(REQUESTS), text)]))
             for number in range(DRAWS):
                 rounds = [(draw.choice(REQUESTS), text)] if text else []
                 rounds += [(s.question, s.answer) for s in draw.sample(group, min(ROUNDS, len(group)))]
-                conversations.append(_row(f"{key}-{number}", where, rounds))
+                made["conversations"].append(_row(f"{key}-{number}", where, rounds))
             if name == "slake":
                 asked = {sample.question.lower().strip() for sample in group}
-                new = [pair for pair in derive(group, draw_facts) if pair[0].lower() not in asked]
-                facts += [_row(f"{key}-fact-{number}", where, [pair]) for number, pair in enumerate(new)]
-    made = {"captions": captions, "conversations": conversations, "facts": facts}
+                new = _unasked(_some(more.get(image, ()), draw_wordings), asked)
+                made["translated"] += [_row(f"{key}-translated-{number}", where, [pair]) for number, pair in enumerate(new)]
+                told = [Sample.single("", image, q, a, "open", group[0].modality, group[0].organ) for q, a in new]
+                facts = _unasked(derive([*group, *told], draw_facts), asked)
+                made["facts"] += [_row(f"{key}-fact-{number}", where, [pair]) for number, pair in enumerate(facts)]
     for file, rows in made.items():
         save_text(out / f"{file}.json", json.dumps(rows, ensure_ascii=False))
     return {file: len(rows) for file, rows in made.items()}
+
+
+def _some(questions: Iterable[Sequence[Pair]], draw: random.Random) -> Iterator[Pair]:
+    for wordings in questions:
+        yield from draw.sample(wordings, min(WORDINGS, len(wordings)))
+
+
+def _unasked(pairs: Iterable[Pair], asked: set[str]) -> list[Pair]:
+    """Those of `pairs` whose question was not asked yet, and is now."""
+    new = []
+    for question, answer in pairs:
+        if question.lower() not in asked:
+            asked.add(question.lower())
+            new.append((question, answer))
+    return new
 
 
 def _by_image(samples: Sequence[Sample]) -> dict[Path, list[Sample]]:

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.demo_chinese import translated
 from bench.demo_sets import build_sets
 from edgemed.core.contract import count_image_tokens
 from edgemed.core.conversation import find_template
@@ -208,8 +209,10 @@ def stages(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     held = HELD_TO_DEVELOP if args.develop else HELD
     sets = [{**entry, "path": data / entry["name"], "hold_out": held.get(entry["name"], [])} for entry in SETS]
     loaded = {entry["name"]: load_set(DataRecipe.model_validate(entry | {"merge_answers": False})) for entry in sets}
-    log("rows", {name: len(samples) for name, samples in loaded.items()}, build_sets(loaded, out / "made"))
-    made = {kind: {"name": "llava", "path": out / "made" / f"{kind}.json"} for kind in ("captions", "conversations", "facts")}
+    images = {sample.image for sample in loaded["slake"] if sample.image}
+    more = build_sets(loaded, out / "made", translated=translated(data / "slake", images) if args.translated else ())
+    log("rows", {name: len(samples) for name, samples in loaded.items()}, more)
+    made = {kind: {"name": "llava", "path": out / "made" / f"{kind}.json"} for kind in more}
     captions, conversations = made["captions"], made["conversations"]
     # minutes of a hired machine are for training, not for checkpoints
     optim: dict[str, Any] = {
@@ -254,7 +257,7 @@ def stages(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     model = (args.continued or (args.instructed or out) / "instruct").resolve()
     vqa = {
         "optim": optim | moved | learning,
-        "data": [*sets, captions, *([made["facts"]] if args.facts else [])],
+        "data": [*sets, captions, *(made[kind] for kind in ("facts", "translated") if getattr(args, kind))],
         "model": model,
         "lora": lora | {"rounding": 1.0, "adapter": model / "adapter"},
     }
@@ -280,6 +283,7 @@ def main() -> None:
     parser.add_argument("--variant", action="append", default=[], help="name:seconds[,key=value…]")
     parser.add_argument("--develop", action="store_true", help="keep more images back, to choose by")
     parser.add_argument("--facts", action="store_true", help="more questions on SLAKE's images, which follow from the given ones")
+    parser.add_argument("--translated", action="store_true", help="SLAKE's Chinese questions on its training images, in English")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--pack", type=int, default=8)
     parser.add_argument("--rank", type=int, default=32)

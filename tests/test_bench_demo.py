@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.demo_chinese import FORMS, translate, translated
 from bench.demo_facts import agreement, derive, diseases_in, organs_in
 from bench.demo_sets import build_sets
 from edgemed.data import Sample, load_samples
@@ -85,6 +86,70 @@ def test_the_made_sets_are_read_back_and_repeat_no_question(tmp_path: Path) -> N
     captions = load_samples("llava", tmp_path / "made" / "captions.json", "train")
     assert [s.answer for s in captions] == ["A CT image of the abdomen. It shows the liver."]
     assert len(load_samples("llava", tmp_path / "made" / "conversations.json", "train")) == counts["conversations"] == 2
+
+
+CHINESE = (
+    ("图片中包含肝脏吗?", "不包含", "Does the picture contain liver?", "No"),
+    ("颞叶出现在这张图上了吗?", "没有", "Does the temporal lobe appear in this image?", "No"),
+    ("胃是否存在于图像中?", "是的", "Is there stomach in this image?", "Yes"),
+    ("这张图像里有食道吗?", "没有", "Does the picture contain esophagus?", "No"),
+    ("肺是异常的吗?", "是", "Is the lung healthy?", "No"),
+    ("肝脏是健康的吗?", "是的", "Does the liver look abnormal?", "No"),
+    ("这张图片看起来是否正常?", "不正常", "Is this image normal?", "No"),
+    ("图片是正常的吗?", "不是", "Are there abnormalities in this image?", "Yes"),
+    ("异常病变在哪个位置?", "左肺, 右侧", "Where is/are the abnormality located?", "Left Lung, Right"),
+    ("图中肺炎位于肺的哪个部位?", "左下肺", "Where is/are the pneumonia located?", "Lower Left Lung"),
+    ("图中脑水肿在哪?", "右上叶", "Where is the brain edema in this image?", "Upper Right Lobe"),
+    ("在这张图片中,右上肺可以观察到肿块吗?", "可以", "Can mass be observed on the upper right lung in this picture?", "Yes"),
+    ("图中脾脏和肝脏哪个更大?", "肝脏", "Which is bigger in this image, spleen or liver?", "Liver"),
+    ("在这个图像中膀胱和直肠哪个体积更小?", "直肠", "Which is smaller in this image, bladder or rectum?", "Rectum"),
+    ("图中肺、心脏和肝脏哪个更大?", "肺", "Which is the biggest in this image, lung, heart or liver?", "Lung"),
+    ("在这张图片里有多少个肺?", "2", "How many lungs are shown in this image?", "2"),
+    ("图片中哪个器官属于循环系统?", "心脏", "Which organs/organ in the picture belong to the circulatory system?", "Heart"),
+    ("图片主要器官是什么?", "肝脏和心脏", "What is the main organ in the image?", "Liver, Heart"),
+    ("图中有没有器官可以被用于呼吸?", "没有", "Does the picture contain the organ that could be used for breathing?", "No"),
+    ("图像左侧的灰色部分是什么器官?", "肝脏", "What organ is the gray part on the left of the image?", "Liver"),
+    ("这张图片的拍摄是通过核磁共振吗?", "不是", "Is this image taken via MRI?", "No"),
+    ("这是T1加权的核磁共振图像吗?", "是的", "Is this an MRI image with T1 weighted?", "Yes"),
+    ("这是矢状面吗?", "不是", "Is this a sagittal plane?", "No"),
+    ("图中肾脏的形状是什么?", "椭圆形", "What is the shape of kidney in this image?", "Oval"),
+    ("如何治疗这张图片中脑左侧的疾病?", "药物治疗", "How to treat the disease on the left of brain in this image?", "Medical treatment"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("question", "answer", "english", "told"), CHINESE)
+def test_a_chinese_question_is_put_as_the_english_ones(question: str, answer: str, english: str, told: str) -> None:
+    assert (english, told) in translate(question, answer)
+    assert sum(form.pattern.fullmatch(question.replace(", ", ",")) is not None for form in FORMS) == 1
+
+
+@pytest.mark.parametrize(("question", "answer"), [("图片中包含肝脏吗?", "也许"), ("图中肝脏在哪?", "月亮"), ("今天天气怎么样?", "好")])
+def test_what_is_not_known_in_chinese_is_left_out(question: str, answer: str) -> None:
+    assert translate(question, answer) == []
+
+
+def test_chinese_rows_bring_questions_about_training_images_alone(tmp_path: Path) -> None:
+    def row(image: str, question: str, answer: str, language: str) -> dict[str, str]:
+        return {"img_name": f"{image}/source.jpg", "question": question, "answer": answer, "q_lang": language}
+
+    asked = row("xmlab1", "图片中包含肝脏吗?", "包含", "zh")
+    elsewhere, english = row("xmlab2", "这是CT扫描吗?", "是的", "zh"), row("xmlab1", "Is?", "Yes", "en")
+    (tmp_path / "train.json").write_text(json.dumps([asked, elsewhere, english]))
+    (tmp_path / "validate.json").write_text(json.dumps([row("xmlab1", "肺是健康的吗?", "是的", "zh")]))
+    image = tmp_path / "imgs" / "xmlab1" / "source.jpg"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    more = list(translated(tmp_path, [image]))
+    assert [where for where, _ in more] == [image, image] and all(pairs for _, pairs in more)
+    given = about("a", ("Does the picture contain liver?", "Yes"), ("How many kidneys in this image?", "0"))
+    samples = [Sample(s.id, image, s.turns, s.answer_type, s.modality, s.organ) for s in given]
+    assert build_sets({"slake": samples}, tmp_path / "made", translated=more)["translated"] > 0
+    rows = load_samples("llava", tmp_path / "made" / "translated.json", "train")
+    found = {s.question: s.answer for s in rows}
+    assert "Does the picture contain liver?" not in found and len(found) == len(rows) == 4
+    assert any("lung" in question for question in found) and any("liver" in question for question in found)
+    facts = {s.question for s in load_samples("llava", tmp_path / "made" / "facts.json", "train")}
+    assert "Does the picture contain kidney?" in facts and not facts & found.keys()
 
 
 def test_the_best_variant_is_chosen_by_what_was_kept_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
