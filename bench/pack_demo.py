@@ -30,10 +30,12 @@ TOLD = ("recipe", "data", "steps", "seconds", "processes", "loss", "versions", "
 
 
 def tell_run(run: dict[str, Any]) -> dict[str, Any]:
-    """A run.json as it ships: what TOLD lists, of the stages before it, too, without the folders of the machine that trained."""
+    """A run.json as it ships: what TOLD lists, of the stages before it and of those it is the mean of, too, without the folders of the
+    machine that trained."""
     told = {key: _without_folders(run[key]) for key in TOLD if key in run}
     stages = {name: tell_run(stage) for name, stage in run.get("stages", {}).items()}
-    return told | ({"stages": stages} if stages else {})
+    averaged = [tell_run(each) for each in run.get("averaged", [])]
+    return told | ({"averaged": averaged} if averaged else {}) | ({"stages": stages} if stages else {})
 
 
 def _without_folders(value: Any) -> Any:

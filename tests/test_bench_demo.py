@@ -180,7 +180,43 @@ def test_what_ships_of_a_run_names_no_folder_and_every_stage() -> None:
     data = [{"name": "slake", "path": "/lent/data/slake", "hold_out": ["1/5"]}]
     run = {"recipe": {"model": "/lent/align", "data": data}, "steps": 7, "fingerprint": {}, "stages": {"align": {"steps": 3, "source": {}}}}
     recipe = {"model": "align", "data": [{"name": "slake", "path": "slake", "hold_out": ["1/5"]}]}
-    assert tell_run(run) == {"recipe": recipe, "steps": 7, "stages": {"align": {"steps": 3}}}
+    told = {"recipe": recipe, "steps": 7, "stages": {"align": {"steps": 3}}}
+    assert tell_run(run) == told
+    assert tell_run({**run, "averaged": [{"steps": 5, "source": {}}]}) == {**told, "averaged": [{"steps": 5}]}
+
+
+def test_the_mean_of_trainings_adds_the_mean_of_what_their_adapters_add(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import load_file, save_file
+
+    from bench.demo_average import ADAPTER, VISION, average_parts
+
+    a, b = "model.layers.0.q_proj.lora_A.weight", "model.layers.0.q_proj.lora_B.weight"
+    draw = torch.Generator().manual_seed(0)
+    begun = {a: torch.randn(4, 24, generator=draw), b: torch.randn(16, 4, generator=draw)}
+    states = []
+    for n in range(3):
+        moved = {k: (v + 0.2 * torch.randn(v.shape, generator=draw)).half() for k, v in begun.items()}
+        states.append(moved)
+        (tmp_path / str(n)).mkdir()
+        save_file(moved, tmp_path / str(n) / ADAPTER)
+        save_file({"tower": torch.full((2, 3), float(n)).half()}, tmp_path / str(n) / VISION)
+        (tmp_path / str(n) / "run.json").write_text(json.dumps({"steps": n, "probe": {}, "stages": {"vqa": {}}, "join": {}}))
+    kept = average_parts([tmp_path / str(n) for n in range(3)], tmp_path / "mean")
+    mean = sum(s[b].double() @ s[a].double() for s in states) / 3
+    found = load_file(tmp_path / "mean" / ADAPTER)
+    told = found[b].double() @ found[a].double()
+    assert found[a].shape == (4, 24) and 0.9 < kept < 0.9999
+    lost = float((told - mean).square().sum() / mean.square().sum())
+    assert lost == pytest.approx(1 - kept, rel=0.05)
+    each = min(float((s[b].double() @ s[a].double() - mean).square().sum()) for s in states)
+    assert float((told - mean).square().sum()) < each / 4, "nearer to the mean than any of those it is the mean of"
+    assert load_file(tmp_path / "mean" / VISION)["tower"].tolist() == [[1.0] * 3] * 2
+    run = json.loads((tmp_path / "mean" / "run.json").read_text())
+    assert run == {"steps": 0, "stages": {"vqa": {}}, "join": {}, "averaged": [{"steps": n, "probe": {}} for n in range(3)]}
+    save_file({"tower": torch.zeros(2, 2).half()}, tmp_path / "2" / VISION)
+    with pytest.raises(AssertionError, match="parts of one model"):
+        average_parts([tmp_path / "0", tmp_path / "2"], tmp_path / "other")
 
 
 def test_what_a_model_was_trained_on_is_read_from_all_of_its_stages(tmp_path: Path) -> None:
