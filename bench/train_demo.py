@@ -293,6 +293,8 @@ def main() -> None:
     parser.add_argument("--eval-limit", type=int)
     parser.add_argument("--cpu", action="store_true", help="no bf16: a dry run")
     args = parser.parse_args()
+    if args.continued and args.develop:
+        parser.error("expected --develop without --continued: what goes on has learnt from the images that would be kept back")
     if args.gguf:
         if "RANK" in os.environ:
             parser.error("expected --gguf in one process: write the base first")
