@@ -65,8 +65,8 @@ async def test_an_answer_comes_with_its_model_its_sureness_and_the_advice(tmp_pa
 
 
 async def test_no_key_is_dropped_while_tokens_stream(tmp_path: Path) -> None:
-    """50 tokens a second for as long as it takes to type: each key arrives, in order, and no slow call was made on the screen's thread."""
-    app = build(tmp_path, Script((LONG,), tokens_per_s=50))
+    """20 tokens a second for as long as it takes to type: each key arrives, in order, and no slow call was made on the screen's thread."""
+    app = build(tmp_path, Script((LONG,), tokens_per_s=20))
     typed = "the_quick_brown_fox_0123456789"
     async with app.run_test(size=SIZE) as pilot:
         await begin(pilot)
