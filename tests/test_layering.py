@@ -49,6 +49,7 @@ PACKAGES = ("edgemed", "converters", "runtimes", "bench")
 SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "converters/kernels.py": (set(), {"numba"}),
     "edgemed/tui/catalogues.py": (set(), {"babel"}),
+    "bench/demo_average.py": (set(), {"torch", "safetensors"}),
     "bench/demo_logits.py": (set(), {"torch", "transformers"}),
     "bench/chat_tmux.py": (set(), {"rich", "pydicom"}),
     "bench/report_sample.py": ({"clinic"}, {"pydicom"}),
