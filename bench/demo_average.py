@@ -4,7 +4,7 @@
 
 PARTS are folders that bench/train_demo.py leaves of a variant. Tower and projector are averaged weight by weight, the adapter as what it
 adds to the weights, B·A: the mean of n products of rank r has rank n·r, of which the r largest singular directions are kept (how much of
-it that is, is printed). run.json is the first's, with the others' below "averaged".
+it that is, is printed). run.json is the first's, with every one's own steps and scores below "averaged".
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@
 
 SLAKE asks about an image in two languages, and not the same: of one X-ray the English rows ask whether there is pneumonia on the lower
 right lung, the Chinese ones whether there is on the upper right. The two languages divide the images differently, so rows about an
-image that no English training row names are left out. Wordings are those of the English training split. Knows no model.
+image that no English training row names are left out. Wordings are those of the English training split, words lie in
+demo_chinese_words.py. Knows no model.
 """
 
 from __future__ import annotations
@@ -17,174 +18,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.demo_chinese_words import (
+    COLOURS,
+    DISEASES,
+    MANY,
+    MODALITIES,
+    ORGANS,
+    PARTS,
+    PLACES,
+    PLANES,
+    POLAR,
+    SENTENCES,
+    SHAPES,
+    SYSTEMS,
+    USES,
+)
+from bench.demo_facts import Pair
 from edgemed.data import load_named, parse_dataset
 from edgemed.data.rows import read_rows
-
-Pair = tuple[str, str]
-
-_SIDES = {
-    **dict.fromkeys(("左侧", "左边", "左"), "left"),
-    **dict.fromkeys(("右侧", "右边", "右"), "right"),
-    **dict.fromkeys(("左上侧", "左上角", "左上部", "左上"), "upper left"),
-    **dict.fromkeys(("右上侧", "右上角", "右上部", "右上"), "upper right"),
-    **dict.fromkeys(("左下侧", "左下角", "左下"), "lower left"),
-    **dict.fromkeys(("右下侧", "右下角", "右下"), "lower right"),
-    **dict.fromkeys(("顶部", "上方", "上部"), "top"),
-    "底部": "bottom",
-    **dict.fromkeys(("中心", "中部", "中间"), "center"),
-}
-_ORGANS = {
-    **dict.fromkeys(("肺", "肺脏", "肺部"), "lung"),
-    **dict.fromkeys(("脑", "大脑", "脑部"), "brain"),
-    **dict.fromkeys(("左肾", "左肾脏", "左侧肾脏"), "left kidney"),
-    **dict.fromkeys(("右肾", "右肾脏", "右侧肾脏"), "right kidney"),
-    **dict.fromkeys(("食管", "食道"), "esophagus"),
-    **dict.fromkeys(("喉", "喉部"), "larynx"),
-    **dict.fromkeys(("下颌骨", "下颚"), "mandible"),
-    **dict.fromkeys(("眼", "眼睛"), "eyes"),
-    "左肺": "left lung",
-    "右肺": "right lung",
-    "心脏": "heart",
-    "肝脏": "liver",
-    "脾脏": "spleen",
-    "肾脏": "kidney",
-    "胃": "stomach",
-    "小肠": "small bowel",
-    "大肠": "large bowel",
-    "结肠": "colon",
-    "直肠": "rectum",
-    "十二指肠": "duodenum",
-    "膀胱": "bladder",
-    "脊髓": "spinal cord",
-    "脑干": "brain stem",
-    "颞叶": "temporal lobe",
-    "左颞叶": "left temporal lobe",
-    "右颞叶": "right temporal lobe",
-    "气管": "trachea",
-    "腮腺": "parotid",
-    "牙齿": "tooth",
-    "耳朵": "ears",
-    "股骨头": "femoral head",
-    "左股骨头": "left femoral head",
-    "肱骨头": "humerus head",
-    "肺支气管": "pulmonary bronchus",
-}
-# Counted, they are in the plural.
-_MANY = {name: f"{name}s" for name in ("kidney", "lung", "parotid", "mandible", "temporal lobe", "femoral head")}
-_PARTS = {
-    **dict.fromkeys(("头部", "头"), "head"),
-    "大脑": "brain",
-    "胸腔": "chest",
-    "腹部": "abdomen",
-    "颈部": "neck",
-    "盆腔": "pelvic cavity",
-}
-_DISEASES = {
-    "肺癌": "lung cancer",
-    "肝癌": "liver cancer",
-    "肾癌": "kidney cancer",
-    "心脏肥大": "cardiomegaly",
-    "气胸": "pneumothorax",
-    "肺不张": "atelectasis",
-    "肺炎": "pneumonia",
-    "积液": "effusion",
-    "胸腔积液": "pleural effusion",
-    "结节": "nodule",
-    "肺结节": "pulmonary nodule",
-    "肿块": "mass",
-    "肺肿块": "pulmonary mass",
-    "浸润": "infiltration",
-    "肺浸润": "pulmonary infiltration",
-    "脑水肿": "brain edema",
-    **dict.fromkeys(("脑瘤", "脑肿瘤", "脑部肿瘤"), "brain tumor"),
-    **dict.fromkeys(("增强型脑肿瘤", "脑部增强型肿瘤", "脑部增强肿瘤"), "brain enhancing tumor"),
-    "非增强型脑肿瘤": "brain non-enhancing tumor",
-}
-_LUNGS = {f"{there}肺": f"{side} lung" for there, side in _SIDES.items() if side.split()[-1] in ("left", "right") and len(there) < 3}
-_LOBES = {f"{there}叶": f"{side} lobe" for there, side in _SIDES.items() if side.split()[-1] in ("left", "right") and len(there) < 3}
-_PLACES = {**_SIDES, **_LUNGS, **_LOBES, "双肺": "both lung", "左胸": "left chest", "右胸": "right chest", "不存在": "not seen"}
-_PLACES |= {zh: _ORGANS[zh] for zh in ("心脏", "肝脏", "肾脏", "左肺", "右肺")}
-_PLACES |= {"相对于脊髓左右对称": "symmetrical to the spine", "直肠上方": "above the rectum", "气管下方": "under the trachea"}
-_PLACES |= {"环绕膀胱": "around the bladder"}
-_USES = {
-    "呼吸": "breathing",
-    "感知光线效果": "sensing light",
-    "吸收养分": "absorbing nutrients",
-    "排出废物": "discharging waste",
-    "接收声音": "receiving sound",
-    "消化食物": "digesting food",
-    "运送气体": "gas delivery",
-    "提高机体免疫力": "improving the body's immunity",
-    "排泄粪便": "excreting feces",
-    "解毒": "detoxicating",
-    "分泌酶": "secreting enzymes",
-    "存储尿液": "storing urine",
-    "调节水及渗透压平衡": "adjusting water and osmotic pressure balance",
-    "排泄机体废物质": "excreting body waste",
-    "推动血液流动": "promoting blood flow",
-}
-_SYSTEMS = {
-    "呼吸系统": "respiratory system",
-    "循环系统": "circulatory system",
-    "消化系统": "digestive system",
-    "神经系统": "nervous system",
-    "泌尿系统": "urinary system",
-    "淋巴系统": "lymphatic system",
-    "感觉器官": "sensory organs",
-}
-_COLOURS = {"黑色": "black", "灰色": "gray", "白色": "white", "深灰色": "dark gray", "浅灰色": "light grey"}
-_SHAPES = {"椭圆": "oval", "椭圆形": "oval", "不规则": "irregular", "圆形": "circular", "U形": "U-shaped"}
-_MODALITIES = {"CT": "CT", "MRI": "MRI", "核磁共振": "MRI", "X-Ray": "X-Ray", "X光": "X-Ray"}
-_PLANES = {"横断面": "transverse plane", "冠状面": "coronal plane", "矢状面": "sagittal plane"}
-_YES = ("包含", "包括", "是的", "是", "有", "存在", "可以", "健康", "正常")
-_NO = ("不包含", "不包括", "不是", "否", "没有", "不存在", "不可以", "不正常", "无异常")
-_POLAR = {**dict.fromkeys(_YES, "yes"), **dict.fromkeys(_NO, "no")}
-_SENTENCES = {
-    "药物治疗,手术治疗": "Medical treatment, surgical treatment",
-    "药物治疗": "Medical treatment",
-    "药物治疗,支持性治疗": "Medical therapy, supportive therapy",
-    "物理治疗,手术治疗": "Physical therapy, surgical treatment",
-    "药物治疗,康复治疗": "Pharmacotherapy, rehabilitation",
-    "药物治疗,支持治疗,手术治疗": "Medical treatment, supportive treatment, surgical treatment",
-    "健康生活,保持身体健康": "Live healthy, enhance physical fitness",
-    "保持健康体质": "Keep healthy",
-    "烟,增强体质": "Quit smoking, enhance physical fitness",
-    "忌烟,避免剧烈运动": "Quit smoking, avoid strenuous exercise",
-    "注防寒保暖,增强体质": "Pay attention to prevent cold and keep warm, enhance physical fitness",
-    "注意饮食卫生,加强身体素质,避免脑部外伤": "Pay attention to dietary hygiene, strengthen physical fitness and avoid brain trauma",
-    "及时治疗脑部疾病,保持身体健康": "Treat brain diseases promptly, keep healthy",
-    "胸痛,咳嗽,咳痰": "Chest pain, cough, expectoration",
-    "咳泡沫黏液痰,呼吸困难,咳嗽,胸痛": "Cough foamy mucus sputum, dyspnea, cough, chest pain",
-    "胸闷,心律失常": "Chest tightness, arrhythmia",
-    "胸闷,乏力": "Chest tightness, fatigue",
-    "呼吸困难,咳血,胸痛": "Dyspnea, hemoptysis, chest pain",
-    "胸闷,气急,呼吸困难,干咳": "Chest tightness, shortness of breath, difficulty breathing, dry cough",
-    "胸痛,呼吸困难": "Chest pain, dyspnea",
-    "视力障碍,呕吐,耳鸣,颅内压增高": "Visual impairment, vomiting, tinnitus, increased intracranial pressure",
-    "胸部损伤,肺部疾病,肺大疱": "Chest injury, lung disease, bullae",
-    "肺部感染,慢性刺激": "Pulmonary infection, chronic irritation",
-    "肺部感染、肺部肿瘤、肺结核等疾病导致": "Pulmonary infection, lung tumor, tuberculosis and other diseases",
-    "高血压,扩张性心肌病": "Hypertension, dilated cardiomyopathy",
-    "支气管腔内阻塞": "Bronchial obstruction",
-    "脑胚胎组织发育异常,遗传因素,化学因素": "Brain embryonic tissue dysplasia, genetic factors, chemical factors",
-    "颅脑损伤,颅内占位性病变,颅内炎症,脑血管病变,脑缺氧": "Craniocerebral injury, intracranial space-occupying lesions, "
-    "intracranial inflammation, cerebrovascular lesions, cerebral hypoxia",
-    "呼吸": "Breathe",
-    "推动血液流动": "Promote blood flow",
-    "控制心跳和呼吸": "Control heartbeat and breathing",
-    "参与听觉、言语和记忆": "Participate in hearing, speech and memory",
-    "通气,发音": "Ventilation, pronunciation",
-    "吸收水分,排泄机体废物质": "Absorb water, excrete body waste",
-    "生物转化、解毒": "Biotransformation, detoxification",
-    "吸收营养,分泌酶,消化食物": "Absorb nutrients, secrete enzymes, digest food",
-    "提高机体免疫力": "Improve the body's immunity",
-    "消化食物,分泌酶": "Digest food, secrete enzymes",
-    "储存粪便,排泄粪便": "Store feces, excrete feces",
-    "储存尿液": "Store urine",
-    "消化食物,吸收水分,排泄机体废物质": "Digest food, absorb water, excrete body waste",
-    "切咬,咀嚼,保持面部外形和辅助发音": "Cutting, chewing, maintaining facial contour and assisting pronunciation",
-    "运送气体": "Gas delivery",
-}
 
 
 def _titled(words: Mapping[str, str]) -> Callable[[str], str | None]:
@@ -197,12 +48,12 @@ def _titled(words: Mapping[str, str]) -> Callable[[str], str | None]:
     return read
 
 
-_polar = _titled(_POLAR)
-_organs = _titled(_ORGANS)
-_places = _titled(_PLACES)
-_diseases = _titled({**_DISEASES, "无": "none", "没有": "none", "不存在": "none"})
-_modality = _titled(_MODALITIES)
-_colour = _titled(_COLOURS)
+_polar = _titled(POLAR)
+_organs = _titled(ORGANS)
+_places = _titled(PLACES)
+_diseases = _titled({**DISEASES, "无": "none", "没有": "none", "不存在": "none"})
+_modality = _titled(MODALITIES)
+_colour = _titled(COLOURS)
 _side = _titled({"左侧": "left", "右侧": "right", "左叶": "left", "右叶": "right", "双侧": "both", "都是": "both"})
 
 
@@ -225,15 +76,15 @@ def _form(pattern: str, read: Callable[[str], str | None], *english: str, opposi
 
 # Group o… is an organ, d a disease, p a place, c a colour, b a part of the body, m a modality, n a plane, s a system, u a use.
 _GROUPS = {
-    "o": _ORGANS,
-    "d": _DISEASES,
-    "p": _PLACES,
-    "c": _COLOURS,
-    "b": _PARTS,
-    "m": _MODALITIES,
-    "n": _PLANES,
-    "s": _SYSTEMS,
-    "u": _USES,
+    "o": ORGANS,
+    "d": DISEASES,
+    "p": PLACES,
+    "c": COLOURS,
+    "b": PARTS,
+    "m": MODALITIES,
+    "n": PLANES,
+    "s": SYSTEMS,
+    "u": USES,
 }
 
 
@@ -273,24 +124,24 @@ FORMS = (
     _form(r"这是(?P<t>T[12])加权的核磁共振图像吗\?", _polar, "Is this an MRI image with {t} weighted?"),
     _form(
         r"图像里包含的区域属于身体哪个部分\?|这个图像属于身体的哪个部位\?",
-        _titled(_PARTS),
+        _titled(PARTS),
         "Which part of the body does this image belong to?",
     ),
     _form(
         r"图中的器官位于身体的哪个部分\?|从整个身体的角度看.*",
-        _titled(_PARTS),
+        _titled(PARTS),
         "Which part of the human body is the organ located in the image?",
         "Which part do the organs in this image locate from the aspect of the whole body?",
     ),
     _form(
         r"图像展示的位置是\?|图像在身体里代表什么\?",
-        _titled(_PARTS),
+        _titled(PARTS),
         "Where does the picture show?",
         "Where does the image represent in the body?",
     ),
     _form(
         r"图像中的主要器官系统是什么\?|图中是什么器官系统\?",
-        _titled(_PARTS),
+        _titled(PARTS),
         "Which organ system is imaged?",
         "What organ system is pictured?",
         "What organ system is primarily present in this image?",
@@ -300,7 +151,7 @@ FORMS = (
     _form(r"这张图像是关于(?P<b>.+?)[吗么]\?", _polar, "Is this a study of the {b}?"),
     _form(
         r"这个图像的扫描平面是什么\?|这个图像属于哪一个扫描平面\?|这个图像是在哪个平面扫描的\?|扫描的是图像的哪个平面.*",
-        _titled(_PLANES),
+        _titled(PLANES),
         "What is the scanning plane of this image?",
         "In what plane is this image scanned?",
         "What scanning plane does this image belong to?",
@@ -393,7 +244,7 @@ FORMS = (
     ),
     _form(
         r"肺或者心脏哪个是异常的\?|图中哪个器官是不正常的\?|图中心脏和肺部哪个是异常的\?",
-        _titled({**_ORGANS, "都是": "both"}),
+        _titled({**ORGANS, "都是": "both"}),
         "Which organ is abnormal, heart or lung?",
     ),
     _form(
@@ -437,67 +288,67 @@ FORMS = (
     _form(r"该图像中的异常是什么颜色\?", _colour, "What is the color of abnormality in this image?"),
     _form(
         rf"(?:图中|这张图片中|此图像中|该图像中|图片中|这个病人的)的?{_O}的?(?:形状是什么|是什么形状的?)\?",
-        _titled(_SHAPES),
+        _titled(SHAPES),
         "What is the shape of {o} in this image?",
     ),
     _form(
         rf"如何治疗位于图中[肺胸]部{_P}的疾病\?",
-        _SENTENCES.get,
+        SENTENCES.get,
         "How to treat the disease located on the {p} of lung in this image?",
     ),
-    _form(rf"如何治疗这张图片中脑{_P}的疾病\?", _SENTENCES.get, "How to treat the disease on the {p} of brain in this image?"),
+    _form(rf"如何治疗这张图片中脑{_P}的疾病\?", SENTENCES.get, "How to treat the disease on the {p} of brain in this image?"),
     _form(
         r"如何预防肺部(?P<p>.+?)[侧叶]病变的发生\?",
-        _SENTENCES.get,
+        SENTENCES.get,
         "How to prevent the occurrence of the disease on the {p} lobe of lung in this image?",
     ),
     _form(
         r"如何预防图片中大脑(?P<p>.+?)叶疾病的发生\?",
-        _SENTENCES.get,
+        SENTENCES.get,
         "How to prevent the occurrence of the disease on the {p} lobe of brain in this image?",
     ),
     _form(
         r"图中(?P<p>[左右][上下]?)肺的疾病会给病人带来什么样的症状\?",
-        _SENTENCES.get,
+        SENTENCES.get,
         "What kind of symptoms will the disease on the {p} of lung bring to the patient?",
     ),
     _form(
         r"图中心脏.*的疾病会给病人带来什么样的症状\?",
-        _SENTENCES.get,
+        SENTENCES.get,
         "What kind of symptoms will the disease on the heart bring to the patient?",
     ),
     _form(
         r"图片中大脑(?P<p>.+?)侧的疾病会给患者带来什么样的症状\?",
-        _SENTENCES.get,
+        SENTENCES.get,
         "What kind of symptoms will the disease on the {p} lobe of brain in the picture bring to the patient?",
     ),
     _form(
         r"产生图中大脑(?P<p>.+?)侧疾病的主要病因是什么\?",
-        _SENTENCES.get,
+        SENTENCES.get,
         "What is the main cause of the disease on the {p} lobe of brain in this picture?",
     ),
     _form(
         rf"图中肺部{_P}(?:病变)?的主要病因是什么\?",
-        _SENTENCES.get,
+        SENTENCES.get,
         "What is the main cause of the disease on the {p} of the lung in the picture?",
     ),
     _form(
         r"这张照片中的?主要的?器官的功能是什么\?",
-        _SENTENCES.get,
+        SENTENCES.get,
         "What is the function of the main organ in this picture?",
         "What is the effect of the main organ in this picture?",
     ),
-    _form(r"这张图片中黑色的器官可以被用来做什么\?", _SENTENCES.get, "What can the organ with black color in this image be used for?"),
-    _form(r"这张图片中心的器官可以被用来做什么\?", _SENTENCES.get, "What is the effect of the center organ in this picture?"),
+    _form(r"这张图片中黑色的器官可以被用来做什么\?", SENTENCES.get, "What can the organ with black color in this image be used for?"),
+    _form(r"这张图片中心的器官可以被用来做什么\?", SENTENCES.get, "What is the effect of the center organ in this picture?"),
     _form(
         r"(?:这个图像(?:上方|顶部)|位于图像顶部)的器官的功能是什么\?",
-        _SENTENCES.get,
+        SENTENCES.get,
         "What is the function of the organ on the top of this image?",
     ),
-    _form(r"位于图像底部的器官的功能是什么\?", _SENTENCES.get, "What is the function of the organ on the bottom of this picture?"),
-    _form(r"这张图像中最左边的器官的功能是什么\?", _SENTENCES.get, "What is the effect of the leftmost organ in this picture?"),
-    _form(r"这张图片左边的灰色器官有什么作用\?", _SENTENCES.get, "What is the effect of the gray organ on the left of this picture?"),
-    _form(r"图中成对出现的器官的功能是什么\?", _SENTENCES.get, "What is the function of the organs appearing in pairs in the picture?"),
+    _form(r"位于图像底部的器官的功能是什么\?", SENTENCES.get, "What is the function of the organ on the bottom of this picture?"),
+    _form(r"这张图像中最左边的器官的功能是什么\?", SENTENCES.get, "What is the effect of the leftmost organ in this picture?"),
+    _form(r"这张图片左边的灰色器官有什么作用\?", SENTENCES.get, "What is the effect of the gray organ on the left of this picture?"),
+    _form(r"图中成对出现的器官的功能是什么\?", SENTENCES.get, "What is the function of the organs appearing in pairs in the picture?"),
 )
 
 
@@ -530,7 +381,7 @@ def _words(groups: Mapping[str, str | None]) -> dict[str, str] | None:
         words[name] = english
         words.setdefault(name[0], english)
     if "o" in words:
-        words["os"] = _MANY.get(words["o"], words["o"])
+        words["os"] = MANY.get(words["o"], words["o"])
     return words
 
 
@@ -552,14 +403,15 @@ if __name__ == "__main__":
             given.setdefault(sample.image, {})[sample.question.lower().strip()] = sample.answer.lower().strip().replace("  ", " ")
     counts: Counter[str] = Counter()
     wrong: Counter[tuple[str, str, str]] = Counter()
-    for image, pairs in translated(slake, given):
+    rows = list(translated(slake, given))
+    for image, pairs in rows:
         asked = [(q, a) for q, a in pairs if q.lower() in given[image]]
-        counts["not known" if not pairs else "asked in English, too" if asked else "new"] += 1
+        counts["not known" if not pairs else "asked in English, too" if asked else "in words that no English row has"] += 1
         for q, a in asked:
             same = a.lower() == given[image][q.lower()]
             counts["… and the same" if same else "… and another answer"] += 1
             if not same:
                 wrong[q, a, given[image][q.lower()]] += 1
-    print(dict(counts))
+    print(len(rows), "rows about", len({image for image, _ in rows}), "images:", dict(counts))
     for (q, a, b), count in wrong.most_common(int(sys.argv[2]) if len(sys.argv) > 2 else 0):
         print(f"{count:4}  {q}  {a} / {b}")
