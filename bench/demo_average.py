@@ -2,7 +2,7 @@
 
     python -m bench.demo_average PARTS PARTS… --out PARTS
 
-PARTS are folders that bench/train_demo.py leaves of a variant. Tower and projector are averaged weight by weight, the adapter as what it
+PARTS are folders of bench/demo_parts.py. Tower and projector are averaged weight by weight, the adapter as what it
 adds to the weights, B·A: the mean of n products of rank r has rank n·r, of which the r largest singular directions are kept (how much of
 it that is, is printed). run.json is the first's, with every one's own steps and scores below "averaged".
 """
@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-State = dict[str, torch.Tensor]
-ADAPTER, VISION = "adapter_model.safetensors", "vision.safetensors"
+from bench.demo_parts import ADAPTER, VISION, State
 
 
 def average(states: Sequence[State]) -> State:

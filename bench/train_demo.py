@@ -12,9 +12,9 @@ A fifth of the images of VQA-RAD and of PathVQA, and SLAKE's validation split, a
 keeps more images back and scores on those instead, so that choices need not be made on what is reported. A score is the share of
 questions whose every answer token is the model's first choice given those before it, which for closed questions is the accuracy of
 greedy decoding; with the weights rounded to 4 bits too, and blank. OUT/NAME gets adapter, tower and projector in fp16 and run.json;
-`--assemble OUT/NAME` makes the stage's checkpoint from them. `--instructed DIR` begins with the first two stages that an earlier run
-left there, `--continued DIR` with a checkpoint that `--assemble` made: its last stage goes on, with a schedule of its own.
-bench/demo_rounds.py runs variants side by side and then the best of them.
+`--assemble OUT/NAME` makes the stage's checkpoint from them, `--assemble edgemed/demo` from what ships. `--instructed DIR` begins with
+the first two stages that an earlier run left there, `--continued DIR` with a checkpoint that `--assemble` made: its last stage goes on,
+with a schedule of its own. bench/demo_rounds.py runs variants side by side and then the best of them.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from bench.demo_chinese import translated
+from bench.demo_parts import BLOCK, load_parts, save_parts
 from bench.demo_sets import build_sets
 from edgemed.core.contract import count_image_tokens
 from edgemed.core.conversation import find_template
@@ -71,17 +72,6 @@ def write_base(gguf_path: Path, out: Path) -> None:
     """The Llama-family GGUF's weights as OUT/model.safetensors in fp16, beside the config and the tokenizer that are there."""
     import gguf
 
-    names = {
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-        "attn_norm": "input_layernorm",
-        "ffn_norm": "post_attention_layernorm",
-    }
     config = json.loads((out / "config.json").read_text())
     head = config["hidden_size"] // config["num_attention_heads"]
     state = {}
@@ -91,7 +81,7 @@ def write_base(gguf_path: Path, out: Path) -> None:
             name = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}[tensor.name]
         else:
             _, layer, kind, _ = tensor.name.split(".")
-            name = f"model.layers.{layer}.{names[kind]}.weight"
+            name = f"model.layers.{layer}.{BLOCK[kind]}.weight"
             if kind in ("attn_q", "attn_k"):  # llama.cpp interleaves the halves of each head's rotary pairs
                 weight = weight.reshape(-1, head // 2, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
         state[name] = torch.from_numpy(np.ascontiguousarray(weight)).half()
@@ -146,27 +136,8 @@ class Probe:
         return {k: round(100 * sum(v) / max(1, len(v)), 1) for k, v in right.items()}
 
 
-def save_parts(out: Path, recipe: Recipe, model: Any, run: dict[str, Any]) -> None:
-    """Adapter, tower and projector in fp16; layers of the tower that no feature passes through stay behind."""
-    from peft import get_peft_model_state_dict
-
-    out.mkdir(parents=True, exist_ok=True)
-    adapter = {k: v.detach().half().cpu().contiguous() for k, v in get_peft_model_state_dict(model).items()}
-    base = model.get_base_model()
-    vision = base.config.vision_config.num_hidden_layers
-    unused = [f"layers.{i}." for i in range(base.config.vision_feature_layer % (vision + 1), vision)]
-    parts = {
-        k: v.detach().half().cpu().contiguous()
-        for k, v in base.state_dict().items()
-        if ("vision_tower" in k or "multi_modal" in k) and not any(layer in k for layer in unused)
-    }
-    save_file(adapter, out / "adapter_model.safetensors")
-    save_file(parts, out / "vision.safetensors")
-    (out / "run.json").write_text(json.dumps(run))
-
-
 def assemble(parts: Path, base: Path, tower: Path, out: Path) -> None:
-    """The stage's checkpoint from what `save_parts` wrote."""
+    """The stage's checkpoint from what `save_parts` wrote, or from edgemed/demo."""
     from peft import set_peft_model_state_dict
     from transformers import AutoTokenizer
 
@@ -177,8 +148,8 @@ def assemble(parts: Path, base: Path, tower: Path, out: Path) -> None:
     own = {"model": None, "join": join, "output": out, "save_dtype": "float32", "optim": optim, "lora": lora}
     recipe = Recipe.model_validate({**run["recipe"], **own})
     model, tokenizer = load_model(recipe)
-    set_peft_model_state_dict(model, {k: v.float() for k, v in load_file(parts / "adapter_model.safetensors").items()})
-    vision = {k: v.float() for k, v in load_file(parts / "vision.safetensors").items()}
+    adapter, vision = load_parts(parts, model)
+    set_peft_model_state_dict(model, adapter)
     rest = model.get_base_model().load_state_dict(vision, strict=False)
     assert not rest.unexpected_keys, rest.unexpected_keys[:3]
     save_checkpoint(recipe, model, AutoTokenizer.from_pretrained(base), run)
@@ -291,6 +262,7 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, default=20_000)
     parser.add_argument("--compile", action="store_true", help="torch.compile of the blocks")
     parser.add_argument("--eval-limit", type=int)
+    parser.add_argument("--unscored", action="store_true", help="save the parts and stop; files are scored elsewhere")
     parser.add_argument("--cpu", action="store_true", help="no bf16: a dry run")
     args = parser.parse_args()
     if args.continued and args.develop:
@@ -345,7 +317,9 @@ def train_variant(args: argparse.Namespace, recipes: dict[str, dict[str, Any]], 
         log(name, run["steps"], "steps in", seconds, "s; loss", losses[:: max(1, len(losses) // 12)])
         run["join"] = json.loads(json.dumps(recipes["align"]["join"], default=str))
         run["stages"] = earlier
-        save_parts(out, recipe, model, run)  # before anything else can go wrong, or the machine be taken away
+        save_parts(out, model, run)  # before anything else can go wrong, or the machine be taken away
+        if args.unscored:
+            return
         probe = Probe(args.data, DEVELOP if args.develop else REPORTED, recipe, tokenizer, model.get_base_model().config, args.eval_limit)
         rounding = LoraRounding(model)
         rounding.apply(True)

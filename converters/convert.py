@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from math import prod
 from pathlib import Path
 
@@ -51,6 +50,7 @@ from edgemed.core.manifest import (
     save_manifest,
 )
 from edgemed.core.units import format_bytes
+from edgemed.core.versions import package_version
 
 # Called with (done, total), in bytes; the certificate's layers count as their share of the tower's file.
 Progress = Callable[[int, int], None]
@@ -293,10 +293,5 @@ def _manifest(
 
 def tool_versions() -> dict[str, str]:
     """What made the files."""
-    out = {"python": platform.python_version()}
-    for name in ("edgemed", "gguf", "llama-cpp-python", "numba", "numpy"):
-        try:
-            out[name] = version(name)
-        except PackageNotFoundError:
-            out[name] = "not installed as a package"
-    return out
+    names = ("edgemed", "gguf", "llama-cpp-python", "numba", "numpy")
+    return {"python": platform.python_version(), **{name: package_version(name) for name in names}}

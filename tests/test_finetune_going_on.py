@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -236,3 +237,15 @@ def test_all_processes_go_by_the_first_ones_clock(monkeypatch: pytest.MonkeyPatc
     alone = callbacks.Clock(shared=False)
     alone.on_optimizer_step(args, None, control)
     assert alone.spent_s < 61.0
+
+
+def test_code_that_is_no_installed_package_trains_to_the_end(instructed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # four trainings on a hired machine were lost between their last step and their saving, for want of a version
+    def nothing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("edgemed.core.versions.version", nothing)
+    out = run_stage("vqa", write_recipe(instructed / "source.toml", instructed / "model", instructed / "data", steps=2))
+    run = json.loads((out / "run.json").read_text())
+    assert run["edgemed"]["version"] == run["versions"]["peft"] == "not installed as a package"
+    assert run["versions"]["torch"] == torch.__version__ and (out / "model.safetensors").is_file()

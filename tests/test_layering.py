@@ -57,6 +57,7 @@ SCRIPTS: dict[str, tuple[set[str], set[str]]] = {
     "bench/report_validators.py": (set(), {"pydicom", "highdicom", "fhir", "pypdf", "markdown_it"}),
     "bench/feature_cache.py": ({"finetune"}, {"torch", "transformers"}),
     "bench/finetune_gpu.py": ({"finetune"}, {"torch", "transformers"}),
+    "bench/demo_parts.py": (set(), {"torch", "safetensors", "gguf", "peft"}),
     "bench/train_demo.py": ({"finetune"}, {"torch", "transformers", "safetensors", "tokenizers", "gguf", "peft"}),
 }
 

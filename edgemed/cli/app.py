@@ -20,9 +20,9 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from edgemed.core.versions import package_version
 
-        typer.echo(f"edgemed {version('edgemed')}")
+        typer.echo(f"edgemed {package_version('edgemed')}")
         raise typer.Exit
 
 

@@ -11,13 +11,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgemed.core.files import os_errors, sha256_file
+from edgemed.core.versions import package_version
 from edgemed.data import Sample, hash_samples
 from edgemed.finetune.recipe import Recipe
 from edgemed.finetune.trainer import StageTrainer
@@ -74,11 +74,21 @@ def _hash_weights(folder: Path) -> dict[str, str]:
     return {p.name: sha256_file(p) for p in files}
 
 
-def describe_result(recipe: Recipe, sets: Sets, fingerprint: dict[str, Any], trainer: StageTrainer, result: Any) -> dict[str, Any]:
-    """run.json: everything that made this checkpoint."""
+def describe_code() -> dict[str, Any]:
+    """Which code trains. Asked before training: nothing that can fail stands between its end and its weights' being saved."""
+    libraries = ("transformers", "accelerate", "peft", "numpy", "pillow")
+    return {
+        "versions": {"torch": torch.__version__, "python": sys.version.split()[0], **{name: package_version(name) for name in libraries}},
+        "edgemed": {"version": package_version("edgemed"), "revision": _revision()},
+    }
+
+
+def describe_result(
+    recipe: Recipe, sets: Sets, fingerprint: dict[str, Any], code: dict[str, Any], trainer: StageTrainer, result: Any
+) -> dict[str, Any]:
+    """run.json: everything that made this checkpoint. `code`: of `describe_code`."""
     history = [e for e in trainer.state.log_history if "loss" in e]
     keys = ("step", "loss", "learning_rate", "grad_norm")
-    libraries = ("transformers", "accelerate", "peft", "numpy", "pillow")
     return {
         "recipe": recipe.model_dump(mode="json"),
         "data": [
@@ -91,8 +101,7 @@ def describe_result(recipe: Recipe, sets: Sets, fingerprint: dict[str, Any], tra
         "processes": trainer.accelerator.num_processes,
         "pieces": trainer.pieces,
         "loss": [{k: e[k] for k in keys if k in e} for e in history],
-        "versions": {"torch": torch.__version__, "python": sys.version.split()[0], **{name: version(name) for name in libraries}},
-        "edgemed": {"version": version("edgemed"), "revision": _revision()},
+        **code,
     }
 
 

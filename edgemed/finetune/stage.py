@@ -27,7 +27,7 @@ from edgemed.data import Sample, load_samples
 from edgemed.data.samples import merge_answers, mirror
 from edgemed.data.splits import BY_FOLDER, leave_out
 from edgemed.finetune.callbacks import Deadline, Reporter, RoundingCallback, Stop
-from edgemed.finetune.describe import Sets, describe_result, describe_run
+from edgemed.finetune.describe import Sets, describe_code, describe_result, describe_run
 from edgemed.finetune.examples import PRELOAD_BYTES, Collator, Examples
 from edgemed.finetune.export import save_checkpoint
 from edgemed.finetune.features import FeatureCache, accept_features, tower_compute, tower_of
@@ -57,7 +57,7 @@ def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkp
     recipe = _settle(recipe)
     main = int(os.environ.get("RANK", "0")) == 0
     per_set = [(d.name, d.repeat, load_set(d)) for d in recipe.data]
-    fingerprint = describe_run(recipe, per_set)
+    fingerprint, code = describe_run(recipe, per_set), describe_code()
     with Workspace(recipe.output, main) as work:
         if work.check(fingerprint):
             work.clear()
@@ -76,7 +76,7 @@ def train(recipe: Recipe, report: Report | None = None, save: Save = save_checkp
             raise RecipeError("Expected a finite loss, found NaN.", "Lower the learning rates.")
         model = _gathered(trainer, recipe, model)
         if main:
-            run = describe_result(recipe, per_set, fingerprint, trainer, result)
+            run = describe_result(recipe, per_set, fingerprint, code, trainer, result)
             save(recipe, model, tokenizer, run)
             work.clear()
         trainer.accelerator.wait_for_everyone()
