@@ -90,6 +90,7 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_last_one_and_is_gone_on_from(
         ("vqa", "lora = { rank = 2 }", "compile = true\nsharding = true", "optim.compile beside optim.sharding"),
         ("vqa", "features = { folder = 'f' }", "brightness = 0.1", "brightness or contrast, though a changed image"),
         ("vqa", "lora = { rank = 2, base_bits = 4, rounding = 0.5 }", "sharding = true", "optim.sharding beside QLoRA; lora.rounding"),
+        ("vqa", "lora = { rank = 2, base_bits = 4 }", "compile = true", "optim.compile beside QLoRA"),
         ("vqa", "lora = { rank = 2, base_bits = 5 }", "", "lora.base_bits"),
         ("vqa", "", "batch_sise = 3", "optim.batch_sise: Extra inputs"),
         ("vqa", 'join = { llm = "a", tower = "b", image_token = "c" }', "", "both of 'model' and"),

@@ -233,6 +233,7 @@ def _problems(recipe: Recipe) -> list[str]:
         out += ["[join], which QLoRA cannot start from: run edgemed finetune new first"] if recipe.join else []
         out += ["optim.sharding beside QLoRA"] if recipe.optim.sharding else []
         out += ["lora.rounding beside QLoRA"] if lora.rounding else []
+        out += ["optim.compile beside QLoRA, which nobody has tried"] if recipe.optim.compile else []
     return out + (_feature_problems(recipe, recipe.features) if recipe.features else [])
 
 
