@@ -13,7 +13,7 @@ from edgemed.cli.app import app
 from edgemed.cli.docs import PAGES, main, stale_pages
 
 ROOT = Path(__file__).resolve().parents[1]
-PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PROSE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/finetuning.md")]
 
 
 def test_generated_pages_are_up_to_date() -> None:
@@ -64,3 +64,35 @@ def test_commands_in_the_prose_exist() -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+def test_recipes_in_the_guide_are_valid_and_name_data_sets_that_exist(tmp_path: Path) -> None:
+    from edgemed.core.contract import Contract, save_contract
+    from edgemed.core.conversation import find_template
+    from edgemed.core.images import ImagePreparation
+    from edgemed.data import READERS
+    from edgemed.finetune.recipe import load_recipe
+
+    guide = (ROOT / "docs" / "finetuning.md").read_text()
+    image = ImagePreparation(size_px=224, mode="pad", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    for folder in ("start", "aligned", "instructed"):
+        (tmp_path / folder).mkdir()
+        save_contract(tmp_path / folder, Contract(image=image, template=find_template("chatml")))
+    stages = ("vqa", "align", "instruct", "vqa")
+    texts = re.findall(r"```toml\n(.*?)```", guide, re.S)
+    assert len(texts) == len(stages)
+    for stage, text in zip(stages, texts, strict=True):
+        (tmp_path / "run.toml").write_text(text)
+        recipe = load_recipe(stage, tmp_path / "run.toml")
+        assert {data.name for data in recipe.data} <= set(READERS)
+    assert all(f"`{name}`" in guide for name in READERS)
+
+
+def test_every_key_of_a_recipe_is_explained() -> None:
+    from edgemed.finetune.recipe import Recipe
+
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    for name, field in Recipe.model_fields.items():
+        assert name == "stage" or f"| `{name}` | " in page or f"[{name}]" in page, name
+        for table in (t for t in (field.annotation, *getattr(field.annotation, "__args__", ())) if hasattr(t, "model_fields")):
+            assert all(f"| `{key}` | " in page for key in table.model_fields), name

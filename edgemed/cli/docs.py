@@ -1,4 +1,4 @@
-"""The reference pages that are generated: docs/cli.md from the commands, docs/models.md from models.toml.
+"""The reference pages that are generated: docs/cli.md from the commands, docs/models.md from models.toml, docs/recipes.md from the recipes.
 
     python -m edgemed.cli.docs           # write them (make docs)
     python -m edgemed.cli.docs --check   # exit 1 where one is out of date (make test)
@@ -17,6 +17,17 @@ import typer
 
 from edgemed.cli.app import app
 from edgemed.core.registry import HubSource, ModelEntry, load_registry
+from edgemed.finetune.recipe import (
+    STAGES,
+    DataRecipe,
+    Described,
+    FeatureRecipe,
+    JoinRecipe,
+    LoraRecipe,
+    OptimRecipe,
+    Recipe,
+    stage_defaults,
+)
 
 DOCS = Path(__file__).parents[2] / "docs"
 _MADE = "<!-- Made by `make docs`; edit its source, not this page. -->\n"
@@ -114,13 +125,83 @@ def _model_section(entry: ModelEntry) -> str:
     return f"## {entry.name}\n\n{_table((entry.title, ''), rows)}"
 
 
+# A recipe's tables by the heading that TOML has for them.
+_TABLES: dict[str, type[Described]] = {
+    "": Recipe,
+    "[[data]]": DataRecipe,
+    "[optim]": OptimRecipe,
+    "[lora]": LoraRecipe,
+    "[features]": FeatureRecipe,
+    "[join]": JoinRecipe,
+}
+_IMAGE = """## [image]
+
+How images are prepared; left out, it is that of `model`, where edgemed wrote it.
+
+| key | left out | |
+|---|---|---|
+| `size_px` | needed | The side, as the tower has it. |
+| `mode` | needed | `pad` to a square, `stretch`, or `crop` the middle. |
+| `pad_colour` | `[0, 0, 0]` | What `pad` fills with. |
+| `mean` | needed | Subtracted of each channel, out of 0 to 1. |
+| `std` | needed | Divided by. |
+"""
+
+
+def recipes_page() -> str:
+    """docs/recipes.md."""
+    out = [
+        "# Recipes of `edgemed finetune`\n",
+        _MADE,
+        "Every key of the TOML file that `--config` names, and what counts where it is left out. What to do with them: "
+        "[finetuning.md](finetuning.md). Keys that do not exist, and values that contradict each other, are refused before anything is "
+        "loaded. Paths are relative to the file.\n",
+    ]
+    for heading, table in _TABLES.items():
+        if heading == "[optim]":
+            out.append(_IMAGE)
+        out.append(_recipe_section(heading, table))
+    return "\n".join(out)
+
+
+def _recipe_section(heading: str, table: type[Described]) -> str:
+    rows = [
+        (f"`{name}`", _left_out(heading, name, field), " ".join(field.description.split()))
+        for name, field in table.model_fields.items()
+        if field.description and name != "stage"
+    ]
+    title = f"## {heading}\n\n{_paragraphs(table.__doc__ or '')}\n\n" if heading else ""
+    return title + _table(("key", "left out", ""), rows)
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring as Markdown, each paragraph on a line."""
+    return "\n\n".join(" ".join(part.split()) for part in text.strip().split("\n\n"))
+
+
+def _left_out(heading: str, name: str, field: Any) -> str:
+    """A key's default; where stages have their own, all of them."""
+    own = [stage_defaults(stage) for stage in STAGES]
+    found = [d.get("optim", {}).get(name) if heading == "[optim]" else d.get(name) if not heading else None for d in own]
+    values = [_shown(field.get_default() if v is None else v) for v in found]
+    if field.is_required():
+        return "that of `model`" if name == "template" else "needed"
+    return values[0] if len(set(values)) == 1 else ", ".join(f"{v} ({stage})" for v, stage in zip(values, STAGES, strict=True))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"`{str(value).lower()}`" if isinstance(value, bool) else f"`{list(value)}`" if isinstance(value, tuple) else f"`{value}`"
+
+
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"cli.md": cli_page, "models.md": models_page}
+PAGES = {"cli.md": cli_page, "models.md": models_page, "recipes.md": recipes_page}
 
 
 def stale_pages(folder: Path = DOCS) -> list[str]:

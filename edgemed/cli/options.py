@@ -97,7 +97,7 @@ ImageSize = Annotated[
     typer.Option("--image-size", help="Image side where not the tower's own; its position embeddings are resampled.", metavar="PX", min=14),
 ]
 FeatureLayer = Annotated[int, typer.Option("--feature-layer", help="Which of the tower's hidden states is used.", metavar="N")]
-Config = Annotated[Path, typer.Option("--config", help="The run's settings as TOML.", metavar="FILE")]
+Config = Annotated[Path, typer.Option("--config", help="The stage's recipe as TOML; its keys are in docs/recipes.md.", metavar="FILE")]
 Device = Annotated[str, typer.Option("--device", help="cpu, gpu (or cuda), rtx3050, rtx3080 or jetson.", metavar="NAME")]
 LoadDevice = Annotated[
     str | None, typer.Option("--device", help="cpu, gpu or a named device's limits; the GPU where one is found.", metavar="NAME")

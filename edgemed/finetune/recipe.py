@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from edgemed.core.contract import CONTRACT_NAME, load_contract
 from edgemed.core.conversation import TEMPLATES, find_template
@@ -37,98 +37,133 @@ STAGES: tuple[Stage, ...] = ("align", "instruct", "vqa")
 DEFAULTS = Path(__file__).parent / "recipes"
 
 
-class DataRecipe(Frozen):
-    """One data set; its rows are seen `repeat` times an epoch."""
+class Described(Frozen):
+    """A table of a recipe. What stands below a key is its line in docs/recipes.md."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class DataRecipe(Described):
+    """One data set; there may be several."""
 
     name: str
+    """slake, vqa-rad, pathvqa, llava, captions or csv: how the files are laid out (docs/finetuning.md)."""
     path: Path
+    """The set's folder or file."""
     split: str = "train"
-    # Shares of the images that are kept for measuring: "1/5" is the first of five parts, as `edgemed eval --dataset NAME@1/5=…` reads it.
+    """Which part of it."""
     hold_out: tuple[str, ...] = ()
-    # Questions asked of one image several times become one row with all their answers (PathVQA's "What is present?"); not yes and no.
+    """Shares of the images that are kept for measuring: "1/5" is the first of five parts, which
+    `edgemed eval --dataset NAME@1/5=…` asks about."""
     merge_answers: bool = False
-    # Every row once more with its image mirrored, and left and right swapped in its texts.
+    """Questions asked of one image several times become one row with all their answers (PathVQA's "What is present?"); not yes and no."""
     mirror: bool = False
-    # Share of rows that may lack their image (figures vanish from PMC); they are left out.
+    """Every row once more with its image mirrored, and left and right swapped in its texts."""
     max_missing: float = Field(default=0.0, ge=0, le=1)
+    """Share of rows that may lack their image (figures vanish from PMC); they are left out."""
     repeat: int = Field(default=1, ge=1)
+    """How often its rows are seen in an epoch."""
 
 
-class JoinRecipe(Frozen):
-    """A bare LLM and tower to be joined by a fresh projector. `image_token` is a token of the LLM's own that text never uses."""
+class JoinRecipe(Described):
+    """A bare LLM and tower, joined by a fresh projector; instead of `model`. `edgemed finetune new` writes the same as a checkpoint."""
 
     llm: Path
+    """A language model as an HF checkpoint."""
     tower: Path
+    """A CLIP or SigLIP tower as an HF checkpoint."""
     image_token: str
+    """A token of the LLM's own that text never uses."""
     feature_layer: int = -2
+    """Which of the tower's hidden states is used."""
     activation: Literal["gelu", "gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
-    # libmtmd computes the tanh GELU only; a tower trained with another one is set to this before training.
+    """The projector's."""
     tower_activation: str | None = None
-    # Another image size than the tower's own: its position embeddings are resampled. A multiple of the patch size.
+    """libmtmd computes the tanh GELU only; a tower trained with another one is set to this before training."""
     image_size_px: int | None = Field(default=None, ge=14)
+    """Another image size than the tower's own: its position embeddings are resampled. A multiple of the patch size."""
 
 
-class FeatureRecipe(Frozen):
-    """A frozen tower's features, computed once an image and kept in `folder`, all towers' together in at most `limit`."""
+class FeatureRecipe(Described):
+    """A frozen tower's features, computed once an image and kept on disk."""
 
     folder: Path
+    """Where; several towers and runs may share it."""
     limit: str = "50GB"
+    """What all towers' together may take."""
 
 
-class LoraRecipe(Frozen):
-    """Low-rank adapters on every linear layer of the LLM."""
+class LoraRecipe(Described):
+    """Low-rank adapters on every linear layer of the LLM, whose own weights stay."""
 
     rank: int = Field(default=32, ge=1)
+    """Of each adapter."""
     alpha: float = Field(default=64, gt=0)
+    """Its changes count alpha / rank times."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    # An adapter of the same rank and alpha that `model` has merged in (an earlier stage's adapter/): training goes on with it, and what is
-    # saved beside the result holds both stages' changes.
+    """Share of an adapter's inputs that are left out at each step."""
     adapter: Path | None = None
-    # Share of the time in which the LLM computes with the rounding error that 4 bits will leave (edgemed/finetune/rounding.py).
+    """An adapter of the same rank and alpha that `model` has merged in (an earlier stage's adapter/): training goes on with it, and what is
+    saved beside the result holds both stages' changes."""
     rounding: float = Field(default=0.0, ge=0, le=1)
-    # 4: the frozen LLM is kept in NF4 while training (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); needs bitsandbytes and a GPU.
+    """Share of the time in which the LLM computes with the rounding error that 4 bits will leave, so that it learns to live with it."""
     base_bits: Literal[4, 16] = 16
+    """4: the frozen LLM is kept in NF4 while training (QLoRA, Dettmers et al. 2023, arXiv:2305.14314); needs the qlora extra and a GPU."""
 
 
-class OptimRecipe(Frozen):
-    """Step counts, batch and learning rates; a part whose rate is 0 is frozen, where the stage does not freeze it anyway.
+class OptimRecipe(Described):
+    """Steps, batch and learning rates.
 
-    A step sees batch_size × accumulation rows, whatever the number of processes: under torchrun they are divided among them.
+    A step sees batch_size × accumulation rows, whatever the number of processes: under torchrun they are divided among them. A part
+    whose rate is 0 is frozen, where the stage does not freeze it anyway.
     """
 
     epochs: float = Field(default=1.0, gt=0)
+    """How often all rows are seen."""
     max_steps: int = -1
-    # On hired hardware: the schedule follows the share of these minutes that has passed, and training ends with them.
+    """So many steps instead of `epochs`, where it is above 0."""
     max_minutes: float | None = Field(default=None, gt=0)
+    """On hired hardware: the schedule follows the share of these minutes that has passed, and training ends with them."""
     batch_size: int = Field(default=8, ge=1)
+    """Rows at once; fewer are taken where memory does not hold them."""
     accumulation: int = Field(default=1, ge=1)
+    """Batches to a step."""
     projector_rate: float = Field(default=2e-5, ge=0)
+    """The projector's learning rate at its highest; the schedule is a cosine."""
     llm_rate: float = Field(default=2e-5, ge=0)
+    """The language model's, or its adapters'."""
     tower_rate: float = Field(default=0.0, ge=0)
+    """The vision tower's."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
+    """Share of the steps in which the rates rise from 0."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    # "auto": where the GPU has it.
+    """Gradients are shortened to this length."""
     bf16: bool | Literal["auto"] = False
-    # Activations are computed again in the backward pass instead of kept: slower, much smaller.
+    """Compute in bfloat16. "auto": where the GPU has it."""
     gradient_checkpointing: bool = False
-    # torch.compile of the language model's blocks: fewer and larger programs on a GPU, for some time before the first steps.
+    """Activations are computed again in the backward pass instead of kept: slower, much smaller."""
     compile: bool = False
-    # FSDP: weights and optimizer state are divided among the processes of torchrun.
+    """torch.compile of the language model's blocks: fewer and larger programs on a GPU, for some time before the first steps."""
     sharding: bool = False
-    # Rows of like length share a step, so that little is padding.
+    """FSDP: weights and optimizer state are divided among the processes of torchrun."""
     group_by_length: bool = False
-    # A checkpoint to go on from every so many steps; 0: none. About twenty in all where left out.
+    """Rows of like length share a step, so that little is padding."""
     save_steps: int | None = Field(default=None, ge=0)
-    # Processes that load images; left out: none where all are in memory or cached as features, else one a core but one.
+    """A checkpoint to go on from every so many steps; 0: none. About twenty in all where left out."""
     workers: int | None = Field(default=None, ge=0)
-    # Random rotation (degrees), scale and shift of the prepared image (mirroring is a data set's, since left and right are asked about),
-    # and random brightness and contrast: a share of the whole range, and of the distance from the mean.
+    """Processes that load images; left out: none where all are in memory or cached as features, else one a core but one."""
     rotate_deg: float = Field(default=0.0, ge=0)
+    """Random rotation of the prepared image, up to so many degrees. (Mirroring is a data set's, since left and right are asked about.)"""
     scale: float = Field(default=0.0, ge=0, lt=1)
+    """Random enlargement or reduction, as a share."""
     shift: float = Field(default=0.0, ge=0, lt=1)
+    """Random shift, as a share of the side."""
     brightness: float = Field(default=0.0, ge=0, lt=1)
+    """Random brightness, as a share of the whole range."""
     contrast: float = Field(default=0.0, ge=0, lt=1)
+    """Random contrast, as a share of the distance from the mean."""
 
     @property
     def moves_pixels(self) -> bool:
@@ -136,29 +171,41 @@ class OptimRecipe(Frozen):
         return bool(self.rotate_deg or self.scale or self.shift or self.brightness or self.contrast)
 
 
-class Recipe(Frozen):
+class Recipe(Described):
     """Everything a stage needs."""
 
     stage: Stage
+    """The command's; not written in the file."""
     output: Path
+    """The folder to write: an HF checkpoint, run.json with everything that made it, the loss curve, and with [lora] the adapter alone."""
     model: Path | None = None
+    """An HF LlavaForConditionalGeneration checkpoint to start from: the stage before's, or one of `edgemed finetune new` or
+    `edgemed convert --to hf`."""
     join: JoinRecipe | None = None
     template: str
+    """Conversation template. Left out: that of `model`, where edgemed wrote it."""
     image: ImagePreparation
     data: tuple[DataRecipe, ...] = Field(min_length=1)
     optim: OptimRecipe = OptimRecipe()
     lora: LoraRecipe | None = None
     features: FeatureRecipe | None = None
-    # Share of images that may be unreadable; rows that need them are left out, or another row takes their place.
     max_broken: float = Field(default=0.0, ge=0, le=1)
-    # Up to so many questions about one image share a sequence and the image in it; none sees another, so that the loss stays the same.
+    """Share of images that may be unreadable; rows that need them are left out, or another row takes their place."""
     pack: int = Field(default=1, ge=1)
+    """Up to so many questions about one image share a sequence and the image in it; none sees another, so that the loss stays the same."""
     max_tokens: int = Field(default=2048, ge=16)
-    # Write answers with a capital first letter: medical sets mix "yes" and "Yes", and a small model need not learn both.
+    """Longest row, its image included; a longer one is refused before training."""
     capitalise: bool = False
+    """Write answers with a capital first letter: medical sets mix "yes" and "Yes", and a small model need not learn both."""
     seed: int = 0
-    # "source": the type of the weights that training began with, so that frozen parts stay bit-identical.
+    """Of everything that is drawn: the same recipe, data and machine give the same weights."""
     save_dtype: Literal["source", "float16", "bfloat16", "float32"] = "source"
+    """The checkpoint's. "source": the type of the weights that training began with, so that frozen parts stay bit-identical."""
+
+
+def stage_defaults(stage: Stage) -> dict[str, Any]:
+    """What a recipe of this stage leaves out, beside what every stage has alike."""
+    return _read(DEFAULTS / f"{stage}.toml")
 
 
 def load_recipe(stage: str, path: Path) -> Recipe:
@@ -166,7 +213,7 @@ def load_recipe(stage: str, path: Path) -> Recipe:
     if stage not in STAGES:
         raise RecipeError(f"Expected a stage out of {', '.join(STAGES)}, found '{stage}'.", "Choose one of them.")
     folder = path.resolve().parent
-    data = _fill_in({"stage": stage, **merge(_read(DEFAULTS / f"{stage}.toml"), _read(path))}, folder)
+    data = _fill_in({"stage": stage, **merge(stage_defaults(stage), _read(path))}, folder)
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
