@@ -32,7 +32,7 @@ F32 = NDArray[np.float32]
 LOGITS_TOLERANCE = 0.15
 # Positions whose logits are kept: the last of the prompt, all after the image.
 LOGIT_ROWS = 8
-_TEXT_TOKENS = 128
+_TEXT_TOKENS = 256
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ Float32 on the CPU, one image, one prompt. Needs the `train` extra. Other layout
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.core.errors import CheckpointError, MissingExtraError, UnsupportedError
+from edgemed.core.contract import require_llava
+from edgemed.core.errors import MissingExtraError
 from edgemed.core.images import ImagePreparation, normalise
 
 F32 = NDArray[np.float32]
-_ARCHITECTURE = "LlavaForConditionalGeneration"
 
 
 def measure_reference(folder: Path, pixels: NDArray[np.uint8], image: ImagePreparation, ids: Sequence[int | None]) -> tuple[F32, F32]:
@@ -44,10 +43,4 @@ def measure_reference(folder: Path, pixels: NDArray[np.uint8], image: ImagePrepa
 def _check(folder: Path) -> None:
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
         raise MissingExtraError.of("Comparing with transformers", "train")
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        found = config.get("architectures")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"Expected a checkpoint with a config.json at {folder}, found none.", "Pass the source's folder.") from error
-    if found != [_ARCHITECTURE]:
-        raise UnsupportedError(f"Expected {_ARCHITECTURE} in {folder / 'config.json'}, found {found}.", "Only HF's layout can be compared.")
+    require_llava(folder)

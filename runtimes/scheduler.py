@@ -179,7 +179,8 @@ class Scheduler:
         if n > room:
             images = len(job.prompt.spans) * self._manifest.vision.image_tokens
             most = self._manifest.llm.context_length
-            more = f"or allow more with --context, up to {most}." if self._limit < most else "as this is the model's whole context."
+            larger = f"or allow a larger context, up to {most} (--context)."
+            more = larger if self._limit < most else "as this is the model's whole context."
             raise ContextOverflowError(
                 f"Expected a conversation of at most {room} tokens, found {n} ({images} of them for {len(job.prompt.spans)} image(s)).",
                 f"Shorten it, show fewer images, start a new conversation, {more}",

@@ -141,7 +141,7 @@ def test_ask_refuses_bad_images_and_long_questions(artifact: Path, tmp_path: Pat
         (["Q", "--image", text], "no image format"),
         (["Q", "--image", empty], "empty file"),
         (["word " * 5000], "context"),
-        (["word " * 100, "--context", 50], "allow more with --context, up to"),
+        (["word " * 100, "--context", 50], "allow a larger context, up to"),
         ([os.fsdecode(b"\xff")], "Unicode"),
     ]
     for arguments, says in cases:

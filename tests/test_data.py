@@ -159,7 +159,7 @@ def test_a_table_of_captions_and_tables_that_are_none(tmp_path: Path) -> None:
         ("picture,text\na.png,x\n", "Expected the columns image, question and answer"),
         ("image,question,answer\na.png,What?,\n", "in line 2"),
         ('image,question,answer\na.png,"What?,x\n', "Expected a CSV table"),
-        ("image,question,answer\na.png,What?,x\nb.png\n", "'question' in row 3"),
+        ("image,question,answer\na.png,What?,x\nb.png\n", "in line 3"),
     ]:
         (tmp_path / "train.csv").write_text(text)
         with pytest.raises(DatasetError, match=message):

@@ -12,16 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from converters.checkpoint import Checkpoint, LlmSpec, Tensors, TowerSpec
 from converters.readers.assemble import Options, build_projector, list_files
 from converters.readers.config import build_llm, build_tower, count_layers, first
+from converters.readers.delta import norm_of_delta
 from converters.readers.layout import Layout, Source, image_processor, saved_jinja
 from converters.readers.names import Groups, split_names
 from converters.readers.preparation import build_preparation, choose_template
 from converters.readers.store import Weights, find_weights, open_file, read_json
-from converters.tensors import read_all
 from converters.tokenizers import load_tokenizer
 from edgemed.core.conversation import ConversationTemplate
 from edgemed.core.errors import CheckpointError, UnsupportedError
@@ -45,7 +43,6 @@ ARCHITECTURES: dict[str, _Kind] = {
     "TinyLlavaQwen2ForCausalLM": _Kind("qwen2", "v1"),
 }
 _DELTA_TEMPLATE = "simple"
-_DELTA_NORM = 0.1
 # Published towers by what their tensors show: (kind, width, positions, patch) → heads, layers and image size, which they do not.
 _TOWERS: dict[tuple[str, int, int, int], tuple[int, int, int]] = {
     ("clip", 1024, 577, 14): (16, 24, 336),
@@ -117,14 +114,10 @@ def _mark_images(template: ConversationTemplate) -> ConversationTemplate:
 
 
 def _refuse_delta(llm: LlmSpec, folder: Path) -> None:
-    """A LLaMA's norms are near 1, their differences to another's near 0."""
-    norm = llm.tensors.get("model.norm.weight")
-    if llm.arch != "llama" or norm is None:
-        return
-    mean = float(np.abs(read_all(norm)).mean())
-    if mean < _DELTA_NORM:
+    norm = norm_of_delta(llm.tensors)
+    if norm is not None and norm[1]:
         raise CheckpointError(
-            f"Expected whole weights in {folder}, found what looks like a delta (the last norm's weights are {mean:.3f} on average).",
+            f"Expected whole weights in {folder}, found what looks like a delta (the last norm's weights are {norm[0]:.3f} on average).",
             "Name its base with --base.",
         )
 

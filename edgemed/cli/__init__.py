@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from edgemed.cli.errors import report_error
+from edgemed.cli.errors import EXIT_INTERRUPTED, report_error
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -21,6 +21,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(args=list(arguments), prog_name="edgemed")
     except SystemExit as stop:
+        if stop.code == EXIT_INTERRUPTED:  # the option parser has caught Ctrl-C and says nothing
+            return report_error(KeyboardInterrupt())
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except (Exception, KeyboardInterrupt) as error:  # the one place where errors become sentences
         return report_error(error)

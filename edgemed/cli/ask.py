@@ -46,15 +46,20 @@ def ask(
     """Ask one question, about images where some are given. The answer advises and never replaces a clinician."""
     from edgemed.cli.plan import make_wish
     from edgemed.clinic.store.harden import forbid_core_files
+    from edgemed.core.errors import InputError
     from runtimes.messages import Sampling
     from runtimes.opening import load_target, open_planned
 
     out = Output(json=json, quiet=quiet)
+    if not question.strip():
+        raise InputError("Expected a question, found an empty text.", 'Ask something, as in: edgemed ask "Is there a fracture?" --image X')
     forbid_core_files()  # the engine's, too: the image may be a patient's
     target = load_target(device)
     artifact = require_artifact(model, out)
     seen = [open_view(path, read_view(frame, window), out) for path in image or []]  # a bad image is told before a model is loaded
     images = tuple(prepare_view(pixels, artifact) for pixels, _ in seen)
+    if not images:
+        out.warn("No image was given: the model answers from the words alone.")
     needed = len(images) * artifact.manifest.vision.image_tokens + TEXT_TOKENS if len(images) > 1 else 0
     engine, plan = open_planned(artifact, target, make_wish(context=context, least_context=needed), out.note)
     with engine:
@@ -89,7 +94,12 @@ def stream_answer(
     from runtimes.consult import Consultation, follow, plan_request
 
     planned = plan_request(engine, Consultation(question, images), sampling, max_tokens)
-    answer = follow(engine.submit(planned.request), engine.artifact.manifest.template, lambda text: out.text(text, end=""))
+    try:
+        answer = follow(engine.submit(planned.request), engine.artifact.manifest.template, lambda text: out.text(text, end=""))
+    except KeyboardInterrupt:  # what was printed so far stands on its line, and under the advice
+        out.text("")
+        out.advise()
+        raise
     if answer.finished is None:
         raise answer.error or AssertionError("an answer has ended well or with an error")
     out.text("")

@@ -208,6 +208,8 @@ def convert_source(
     checkpoint = open_source(source, options)
     plain = plain_bits and fitting is None
     folder = out_dir or default_out(source, checkpoint, recipe, plain, "-calibrated" if fitting else "")
+    if out_dir is not None:
+        _check_owner(out_dir, checkpoint)
     if fitting and checkpoint.rounded and recipe.bits == 4:
         # edgemed-demo lost two points of open recall on SLAKE by it (docs/LOG.md, 2026-11-28).
         out.warn(

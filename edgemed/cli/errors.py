@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -34,6 +35,8 @@ def describe_error(error: BaseException) -> tuple[str, str]:
     """One sentence and a hint."""
     if isinstance(error, EdgemedError):
         return error.message, error.hint
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a file of ours is told by its name, lower down
+        return "The disk is full where the output goes.", "Free some space, or send it elsewhere."
     if isinstance(error, MemoryError):
         return "The machine has too little memory for this.", "Close other programs or use a smaller model."
     what = " ".join(str(error).split()) or "no message"

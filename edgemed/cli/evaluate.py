@@ -61,6 +61,7 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure accuracy on question and answer sets: three protocols with intervals, whether the model looks, and how sure it may be."""
+    from edgemed.core.errors import EdgemedError
     from edgemed.data import load_named, parse_dataset
 
     said = Output(json=json, quiet=quiet)
@@ -69,18 +70,24 @@ def evaluate(
     training = [load_named(parse_dataset(text, "train")) for text in trained_on or []]
     leaks = [_leak(samples, training, said) for _, samples in sets]
     results: list[dict[str, Any]] = []
+    failed: EdgemedError | None = None
     if predictions is not None:
         results.append(_read(predictions, sets[0], leaks[0], said))
     else:
         for folder in [*folders] if folders else [None]:
-            with _open(folder, endpoint, endpoint_model, reference, slots, threads, said) as target:
+            with _open(folder, endpoint, endpoint_model, reference, slots, threads, calibrate, said) as target:
                 views = ("blank",) if blank else ("shown", "blank", "mirrored", "swapped") if looks else ("shown",)
                 found = [_ask(target, named, samples, views, out, leak, said) for (named, samples), leak in zip(sets, leaks, strict=True)]
                 results += found
                 if calibrate:
-                    _calibrate(target, sets, found, said)
+                    try:
+                        _calibrate(target, sets, found, said)
+                    except EdgemedError as error:  # what was measured is shown all the same
+                        failed = failed or error
     _show(results, said)
     said.result({"schema_version": SCHEMA_VERSION, "results": [_plain(r) for r in results]})
+    if failed is not None:
+        raise failed
 
 
 def _check(
@@ -112,8 +119,10 @@ def _open(
     reference: Path | None,
     slots: int,
     threads: int | None,
+    calibrate: bool,
     said: Output,
 ) -> Iterator[Target]:
+    from edgemed.core.files import require_writable
     from edgemed.evaluation.targets import EndpointTarget, EngineTarget
 
     if endpoint is not None:
@@ -125,7 +134,10 @@ def _open(
 
         yield ReferenceTarget(reference)
     else:
-        with EngineTarget(require_artifact(folder, said), slots, threads=threads, workers=None) as target:
+        artifact = require_artifact(folder, said)
+        if calibrate:
+            require_writable(artifact.folder)
+        with EngineTarget(artifact, slots, threads=threads, workers=None) as target:
             yield target
 
 
@@ -234,7 +246,7 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _show(results: Sequence[Mapping[str, Any]], said: Output) -> None:
-    said.table("", ("model", "data set", "closed accuracy", "open recall", "seconds"), [_score_row(r) for r in results])
+    said.table("", ("model", "data set", "closed, exact match", "open recall", "seconds"), [_score_row(r) for r in results])
     rows = [line for r in results for line in _protocol_rows(r)]
     said.table("By protocol, % with 95 % intervals over images", ("model", "data set", "protocol", "closed accuracy", "open recall"), rows)
     for key, title in (("by_modality", "By modality, strict"), ("by_organ", "By organ, strict")):

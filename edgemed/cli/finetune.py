@@ -48,9 +48,10 @@ def new(
     quiet: Quiet = False,
 ) -> None:
     """Join a language model and a vision tower by a fresh projector, for the align stage."""
-    from edgemed.finetune import require_extra
+    from edgemed.finetune import quieten, require_extra
 
     require_extra()
+    quieten()
     from edgemed.finetune.joining import new_model
 
     sink = Output(json=json, quiet=quiet)

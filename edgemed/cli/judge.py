@@ -70,12 +70,16 @@ def judge(
     An endpoint is sent questions, captions and answers, and no image. With --gguf nothing leaves this machine.
     """
     from edgemed.evaluation.judge.cost import estimate_cost, parse_price
-    from edgemed.evaluation.judge.questions import load_items
+    from edgemed.evaluation.judge.questions import check_questions, load_items
     from edgemed.evaluation.judge.run import Plan, build_asks
 
     out = Output(json=json, quiet=quiet)
     rules, told = find_protocol(protocol), read_instruction(instruction)
     dollars = parse_price(price) if price is not None else None
+    if not estimate:
+        check_judge(judge, gguf)
+    if answers is None:
+        check_questions(questions, rules, limit)
     told_answers = answers or answer_first(questions, model, image_folder, out_dir, limit, out)
     items = load_items(questions, told_answers, rules, limit)
     expected = estimate_cost(build_asks(items, told, both_orders), dollars)
@@ -146,16 +150,27 @@ def describe_cost(cost: Cost) -> str:
     return ", ".join(told)
 
 
+def check_judge(name: str | None, gguf: Path | None) -> None:
+    """That there is one judge, and its file where it has one, before anything is answered. Raises InputError, ArtifactError."""
+    from edgemed.core.errors import InputError
+
+    if (name is None) == (gguf is None):
+        raise InputError("Expected either --judge NAME or --gguf FILE.", "For example: --judge gpt-4, or --gguf judge.gguf")
+    if gguf is not None:
+        from runtimes import libllama
+        from runtimes.gguf_header import read_header
+
+        read_header(gguf, libllama.tensor_bytes)
+
+
 @contextmanager
 def open_judge(
     name: str | None, endpoint: str | None, gguf: Path | None, context: int | None, max_tokens: int, out: Output
 ) -> Iterator[Judge]:
     """The endpoint's judge or the offline one. Raises InputError, MissingExtraError, and what loading raises."""
-    from edgemed.core.errors import InputError
     from edgemed.evaluation.judge.judges import EndpointJudge, EngineJudge
 
-    if (name is None) == (gguf is None):
-        raise InputError("Expected either --judge NAME or --gguf FILE.", "For example: --judge gpt-4, or --gguf judge.gguf")
+    check_judge(name, gguf)
     if name is not None:
         judge = EndpointJudge(name, endpoint)
         out.note(f"Questions, captions and answers go to {judge.address}; images do not.")

@@ -11,12 +11,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edgemed.core.conversation import ConversationTemplate
-from edgemed.core.errors import CheckpointError
+from edgemed.core.errors import CheckpointError, UnsupportedError
 from edgemed.core.files import os_errors, save_text
 from edgemed.core.images import ImagePreparation
 from edgemed.core.model import Frozen
 
 CONTRACT_NAME = "edgemed.json"
+ARCHITECTURE = "LlavaForConditionalGeneration"
 
 
 class Contract(Frozen):
@@ -33,6 +34,25 @@ def count_image_tokens(image_size: int, patch_size: int, tower: str, strategy: s
     has_cls = "clip" in tower and "siglip" not in tower
     # HF's "default" strategy leaves token 0 out: CLS of a CLIP tower, but the first patch of a SigLIP one.
     return (image_size // patch_size) ** 2 + has_cls - (strategy == "default")
+
+
+def require_llava(folder: Path) -> None:
+    """A folder whose config.json names HF's LLaVA: transformers makes a random 7 B model of any other without a word.
+
+    Raises CheckpointError where there is none, UnsupportedError for another architecture.
+    """
+    path = folder / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")).get("architectures")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"Expected a checkpoint with a config.json at {folder}, found none.", "Check the path.") from error
+    if found != [ARCHITECTURE]:
+        name = ", ".join(map(str, found)) if isinstance(found, list) else found
+        raise UnsupportedError(
+            f"Expected {ARCHITECTURE} in {path}, found {name}.",
+            f"Of a LLaVA model in another layout make one with edgemed convert {folder} --to hf, of a bare language model with "
+            "edgemed finetune new.",
+        )
 
 
 def load_contract(folder: Path) -> Contract | None:

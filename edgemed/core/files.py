@@ -30,9 +30,9 @@ def sha256_file(path: Path) -> str:
 def describe_os_error(error: OSError, path: Path) -> EdgemedError:
     """One sentence for what the operating system refused."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"The disk is full while writing {path}.", "Free some space or choose another folder with --out.")
+        return ResourceError(f"The disk is full while writing {path}.", "Free some space, or choose another folder.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ResourceError(f"Writing {path} is not permitted.", "Choose another folder with --out or change its permissions.")
+        return ResourceError(f"Writing {path} is not permitted.", "Choose another folder, or change its permissions.")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return InputError(f"Expected a file or folder at {path}, found none.", "Check the path.")
     return ResourceError(f"The system refused {path}: {error.strerror or error}.", "Check the disk and the path.")
@@ -45,6 +45,12 @@ def os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise describe_os_error(error, path) from error
+
+
+def require_writable(folder: Path) -> None:
+    """That a file can be written into `folder`, before the work that it is for. Raises ResourceError, InputError."""
+    with os_errors(folder), tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def sync_dir(folder: Path) -> None:

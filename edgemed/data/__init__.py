@@ -6,7 +6,7 @@ Each reader turns a set's native files into `Sample`s. Knows no tokenizer, model
 """
 
 from edgemed.data.readers import READERS, load_samples
-from edgemed.data.samples import Sample, hash_samples
+from edgemed.data.samples import Sample, hash_images, hash_samples
 from edgemed.data.splits import DatasetName, load_named, parse_dataset
 
-__all__ = ["READERS", "DatasetName", "Sample", "hash_samples", "load_named", "load_samples", "parse_dataset"]
+__all__ = ["READERS", "DatasetName", "Sample", "hash_images", "hash_samples", "load_named", "load_samples", "parse_dataset"]

@@ -83,16 +83,27 @@ def read_rows(path: Path) -> list[Row]:
     return rows
 
 
+# What a row has beyond its header; no column's name, since those are stripped.
+_SURPLUS = " "
+
+
 def read_table(path: Path) -> list[Row]:
     """A CSV file with a header, its columns separated by commas, semicolons or tabs. Raises DatasetError."""
     text = read_text(path)
     header = text.split("\n", 1)[0]
     separator = max(",;\t", key=header.count)
     try:
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), restkey=_SURPLUS, delimiter=separator, strict=True))
     except csv.Error as error:
         raise DatasetError(f"Expected a CSV table in {path}, found something else ({error}).", "Save it as CSV again.") from error
-    return [{k.strip().lower(): v for k, v in row.items() if isinstance(k, str) and v is not None} for row in rows]
+    for number, row in enumerate(rows, 2):  # as a spreadsheet counts
+        more = [cell for cell in row.pop(_SURPLUS, ()) if cell.strip()]
+        if more:
+            raise DatasetError(
+                f"Expected {len(row)} cells in row {number} of {path}, as its first line has, found {len(row) + len(more)}.",
+                f"Put a text that has a '{separator}' in it in double quotes.",
+            )
+    return [{k.strip().lower(): v or "" for k, v in row.items()} for row in rows]
 
 
 def each(rows: Iterable[T], make: Callable[[int, T], Any | None], path: Path, problems: list[DatasetError] | None = None) -> list[Any]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemed.core.contract import CONTRACT_NAME, count_image_tokens, load_contract
+from edgemed.core.contract import CONTRACT_NAME, count_image_tokens, load_contract, require_llava
 from edgemed.core.conversation import clean_answer, render, split_chunks
 from edgemed.core.errors import CheckpointError
 from edgemed.core.images import normalise, prepare
@@ -43,6 +43,7 @@ class Reference:
         if contract is None:
             raise CheckpointError(f"Expected {CONTRACT_NAME} in {folder}, found none.", "Name a checkpoint that `edgemed finetune` wrote.")
         self.image, self.template = contract.image, contract.template
+        require_llava(folder)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(self.device).eval()
         config = self.model.config

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,19 @@ def load_results(paths: Sequence[Path]) -> Results:
         if len(found.scores) + len(found.costs) == before:
             said = f" ({found.notes[-1]})" if found.notes else ""
             raise InputError(f"Expected results in {path.name}, found none{said}.", _HINT)
-    return Results(_unique(found.scores), _unique(found.costs), tuple(found.notes))
+    scores = _unique(found.scores)
+    return Results(scores, _unique(found.costs), (*found.notes, *_unlike(scores)))
+
+
+def _unlike(scores: Sequence[Score]) -> Iterator[str]:
+    """A note for every set of which models were asked different numbers of questions: they cannot be ranked by it."""
+    counts: dict[tuple[str, str, str], set[int]] = {}
+    for score in scores:
+        counts.setdefault((score.dataset, score.split, score.metric), set()).update([score.questions] if score.questions else [])
+    for (dataset, split, metric), found in counts.items():
+        if len(found) > 1:
+            told = ", ".join(map(str, sorted(found)))
+            yield f"{dataset} {split}, {metric}: models were asked different numbers of questions ({told}) and cannot be compared"
 
 
 def _load(path: Path) -> Mapping[str, Any]:

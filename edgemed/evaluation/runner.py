@@ -22,7 +22,7 @@ from typing import Any
 
 from edgemed.core.errors import DatasetError, InputError
 from edgemed.core.files import os_errors, save_text
-from edgemed.data.samples import Sample, hash_samples
+from edgemed.data.samples import Sample, hash_images, hash_samples
 from edgemed.evaluation.looks import View, swap_images
 from edgemed.evaluation.predictions import Prediction, make_answer_id, name_some, save_predictions
 from edgemed.evaluation.targets import Reply, Target
@@ -123,6 +123,7 @@ def _describe(target: Target, samples: Sequence[Sample], view: View) -> dict[str
         "model_id": target.name,
         "target": target.identity,
         "samples_sha256": hash_samples(samples),
+        "images_sha256": hash_images(samples),
         "questions": len(samples),
         "view": view,
     }

@@ -15,14 +15,22 @@ from edgemed.core.errors import MissingExtraError
 from edgemed.finetune.interrupted import StageInterrupted
 from edgemed.finetune.progress import Prepare, Progress, Report
 
-__all__ = ["Prepare", "Progress", "Report", "StageInterrupted", "require_extra", "run_stage"]
+__all__ = ["Prepare", "Progress", "Report", "StageInterrupted", "quieten", "require_extra", "run_stage"]
 
 
 def require_extra() -> None:
-    """Raises MissingExtraError where the `train` extra is not installed; its libraries stay quiet, since `Report` tells how far it is."""
+    """Raises MissingExtraError where the `train` extra is not installed."""
     if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers", "peft", "accelerate")):
         raise MissingExtraError.of("Fine-tuning", "train")
+
+
+def quieten() -> None:
+    """The extra's libraries stay quiet, since `Report` tells how far it is."""
+    import warnings
+
     from transformers.utils import logging
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
@@ -35,9 +43,11 @@ def run_stage(stage: str, config: Path, report: Report | None = None, prepare: P
     Raises RecipeError, DatasetError, CheckpointError, ResourceError, MissingExtraError, StageInterrupted.
     """
     require_extra()
-    from edgemed.finetune.export import save_checkpoint
     from edgemed.finetune.recipe import load_recipe
+
+    recipe = load_recipe(stage, config)  # a typo is told before seconds go into importing torch
+    quieten()
+    from edgemed.finetune.export import save_checkpoint
     from edgemed.finetune.stage import train
 
-    recipe = load_recipe(stage, config)
     return train(recipe, report, partial(save_checkpoint, text=config.read_text(encoding="utf-8")), prepare)

@@ -5,25 +5,20 @@ Knows no folder; workspace.py compares fingerprints, export.py writes run.json.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgemed.core.files import os_errors, sha256_file
+from edgemed.core.files import sha256_file
 from edgemed.core.versions import package_version
-from edgemed.data import Sample, hash_samples
+from edgemed.data import Sample, hash_images, hash_samples
 from edgemed.finetune.recipe import Recipe
 from edgemed.finetune.trainer import StageTrainer
 
-# What is read of each image.
-HEAD_BYTES = 4096
 # What may differ when a run goes on: where things lie, and what leaves the result alone.
 _FREE_KEYS = {
     "recipe": ("output", "model", "features"),
@@ -52,21 +47,7 @@ def describe_run(recipe: Recipe, sets: Sets) -> dict[str, Any]:
 
 
 def _describe_data(sets: Sets) -> dict[str, Any]:
-    return {str(i): {"sha256": hash_samples(samples), "images": _hash_heads(samples)} for i, (_, _, samples) in enumerate(sets)}
-
-
-def _hash_heads(samples: Sequence[Sample]) -> str:
-    """Hex SHA-256 over the size and the first bytes of every image: other images are seen without reading hundreds of gigabytes."""
-
-    def head(path: Path) -> bytes:
-        with os_errors(path), path.open("rb") as file:
-            return file.read(HEAD_BYTES) + os.fstat(file.fileno()).st_size.to_bytes(8, "little")
-
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for piece in pool.map(head, dict.fromkeys(s.image for s in samples if s.image)):
-            digest.update(piece)
-    return digest.hexdigest()
+    return {str(i): {"sha256": hash_samples(samples), "images": hash_images(samples)} for i, (_, _, samples) in enumerate(sets)}
 
 
 def _hash_weights(folder: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ from edgemed.core.errors import CheckpointError, InputError
 from edgemed.core.files import atomic_folder, os_errors
 from edgemed.core.images import ImagePreparation
 from edgemed.finetune.export import widest_type
-from edgemed.finetune.model import join
+from edgemed.finetune.model import checkpoint_errors, join
 from edgemed.finetune.recipe import JoinRecipe
 
 
@@ -48,7 +48,8 @@ def new_model(
     for path in (llm, tower):
         if not (path / "config.json").is_file():
             raise CheckpointError(f"Expected an HF checkpoint at {path}, found no config.json there.", "Check the path.")
-    tokenizer = AutoTokenizer.from_pretrained(llm)
+    with checkpoint_errors(llm):
+        tokenizer = AutoTokenizer.from_pretrained(llm)
     chosen = find_template(template or ("chatml" if "<|im_end|>" in tokenizer.get_vocab() else "v1"))
     image = tower_preparation(tower, image_mode)
     if image_size_px:

@@ -9,6 +9,8 @@ and the tower too where its learning rate is above 0 (not in align).
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from edgemed.core.contract import require_llava
 from edgemed.core.errors import CheckpointError, MissingExtraError, RecipeError
 from edgemed.finetune.recipe import JoinRecipe, LoraRecipe, Recipe
 
@@ -79,7 +82,24 @@ def load_full(recipe: Recipe, tokenizer: Any) -> Any:
     """The recipe's starting point in float32, nothing frozen."""
     if recipe.join:
         return join(recipe.join, tokenizer)
-    return LlavaForConditionalGeneration.from_pretrained(recipe.model, dtype=torch.float32)
+    return _load_llava(recipe.model)
+
+
+def _load_llava(folder: Any, **options: Any) -> Any:
+    """A checkpoint in float32. Raises CheckpointError for another layout or a damaged file."""
+    require_llava(folder)
+    with checkpoint_errors(folder):
+        return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, **options)
+
+
+@contextmanager
+def checkpoint_errors(folder: Path) -> Iterator[None]:
+    """What transformers and safetensors say of a folder that they cannot load, as a CheckpointError."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"Expected a checkpoint that transformers loads at {folder}, found another ({said}).", "Check it.") from error
 
 
 def _load_quantised(recipe: Recipe) -> Any:
@@ -96,7 +116,7 @@ def _load_quantised(recipe: Recipe) -> Any:
         llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
     )
     device = {"": torch.cuda.current_device()}
-    return LlavaForConditionalGeneration.from_pretrained(recipe.model, dtype=torch.float32, quantization_config=config, device_map=device)
+    return _load_llava(recipe.model, quantization_config=config, device_map=device)
 
 
 def merged(model: Any, recipe: Recipe, tokenizer: Any, adapter: Path) -> Any:
@@ -116,8 +136,10 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
         raise RecipeError(
             f"Expected join.image_token in the tokenizer, found no '{recipe.image_token}'.", "Name a token of the LLM that text never uses."
         )
-    vision_config = AutoConfig.from_pretrained(recipe.tower)
+    with checkpoint_errors(recipe.tower):
+        vision_config = AutoConfig.from_pretrained(recipe.tower)
     vision_config = getattr(vision_config, "vision_config", vision_config)
+    _check_tower(vision_config, recipe)
     if recipe.tower_activation:
         vision_config.hidden_act = recipe.tower_activation
     if recipe.image_size_px:
@@ -127,7 +149,12 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
                 "Set join.image_size_px (or --image-size) to one.",
             )
         vision_config.image_size = recipe.image_size_px
-    text_config = AutoConfig.from_pretrained(recipe.llm)
+    with checkpoint_errors(recipe.llm):
+        text_config = AutoConfig.from_pretrained(recipe.llm)
+    if not hasattr(text_config, "vocab_size") or hasattr(text_config, "vision_config"):
+        raise CheckpointError(
+            f"Expected a bare language model at {recipe.llm}, found {text_config.model_type}.", "Name a model of text alone."
+        )
     text_config.vocab_size = _rows_for(text_config.vocab_size, image_id)
     full = "full" if "siglip" in vision_config.model_type else "default"
     config = LlavaConfig(
@@ -158,6 +185,19 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
     model.tie_weights()
     model.generation_config = llm.generation_config
     return model
+
+
+def _check_tower(config: Any, recipe: JoinRecipe) -> None:
+    layers, size = getattr(config, "num_hidden_layers", 0), getattr(config, "image_size", None)
+    if not layers or not size or not hasattr(config, "patch_size"):
+        raise CheckpointError(
+            f"Expected a CLIP or SigLIP vision tower at {recipe.tower}, found {config.model_type}.", "Name a tower's checkpoint."
+        )
+    if not -layers - 1 <= recipe.feature_layer <= layers:
+        raise RecipeError(
+            f"Expected a feature layer from {-layers - 1} to {layers} of the tower {recipe.tower}, found {recipe.feature_layer}.",
+            "Choose one of them; -2 is usual.",
+        )
 
 
 @torch.no_grad()

@@ -48,6 +48,12 @@ def load_items(questions: Path, answers: Path, protocol: Protocol, limit: int | 
     return [_item(key, row, given[key], protocol, questions) for key, row in rows.items()]
 
 
+def check_questions(questions: Path, protocol: Protocol, limit: int | None = None) -> None:
+    """That every question has what it is judged by, before hours go into answers. Raises DatasetError."""
+    for key, row in list(read_rows(questions, NEEDED).items())[:limit]:
+        _item(key, row, "", protocol, questions)
+
+
 def read_rows(path: Path, needed: Sequence[str]) -> dict[str, dict[str, Any]]:
     """JSON lines by question_id. Raises DatasetError for a missing file or field, a broken line, an id that comes twice."""
     if not path.is_file():
