@@ -27,7 +27,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="disk is full") as caught, atomic_path(tmp_path / "x") as part:
         part.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
-    assert "--out" in caught.value.hint and list(tmp_path.iterdir()) == []
+    assert "another folder" in caught.value.hint and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -179,8 +179,8 @@ def test_bad_images_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=says) as caught:
             load_image(path)
         assert name in caught.value.message and caught.value.hint
-    for missing in (tmp_path / "none.png", tmp_path):
-        with pytest.raises(ImageError, match="no such file"):
+    for missing, says in ((tmp_path / "none.png", "no such file"), (tmp_path, "a folder")):
+        with pytest.raises(ImageError, match=says):
             load_image(missing)
 
 

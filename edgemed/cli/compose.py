@@ -277,6 +277,8 @@ def open_view(path: Path, view: View, out: Output) -> tuple[Image, View]:
     image = picture.render(view)
     for warning in (*picture.facts.warnings, *suspect_burnt_in(picture)):
         out.warn(f"{picture.name}: {warning}")
+    if picture.facts.frames > 1:
+        out.warn(f"{picture.name}: frame {view.frame} of 0 to {picture.facts.frames - 1} is looked at; --frame chooses another.")
     return image, used
 
 

@@ -60,7 +60,7 @@ def _commands(command: Any, path: list[str]) -> Iterator[tuple[list[str], Any]]:
 
 def _command_section(name: str, command: Any) -> str:
     arguments = [p for p in command.params if p.param_type_name == "argument"]
-    options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts]
+    options = [p for p in command.params if p.param_type_name == "option" and "--help" not in p.opts and not p.hidden]
     usage = " ".join([name, *(_argument_name(a) for a in arguments), *(["[OPTIONS]"] if options else [])])
     lines = [f"## {name}\n", f"{(command.help or '').strip()}\n", f"```\n{usage}\n```\n"]
     rows = [(f"`{_argument_name(a)}`", a.help or "") for a in arguments]
@@ -80,7 +80,7 @@ def _option_name(option: Any) -> str:
 def _default(option: Any) -> str:
     return (
         ""
-        if option.is_flag or option.default in (None, [], ()) or option.required or callable(option.default)
+        if option.is_flag or option.default in (None, "", [], ()) or option.required or callable(option.default)
         else f" Default: {option.default}."
     )
 

@@ -69,7 +69,8 @@ def load_pixels(source: Path | bytes, name: str = "the image") -> tuple[Image.Im
     if isinstance(source, Path):
         name = source.name
         if not source.is_file():
-            raise ImageError(f"Expected an image at {source}, found no such file.", "Check the path.")
+            found = "a folder" if source.is_dir() else "something that is no file" if source.exists() else "no such file"
+            raise ImageError(f"Expected an image at {source}, found {found}.", "Check the path.")
     try:
         if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
             raise ImageError(f"Expected an image in {name}, found an empty file.", "Export or copy the image again.")
@@ -100,12 +101,23 @@ def load_pixels(source: Path | bytes, name: str = "the image") -> tuple[Image.Im
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"Expected an image in {name}, found a file of no image format.", "Use PNG, JPEG, TIFF, WebP, BMP or GIF."
+            f"Expected an image in {name}, found a file of no image format.", "Use DICOM, PNG, JPEG, TIFF, WebP, BMP or GIF."
         ) from error
     except _DAMAGED as error:
         raise ImageError(
             f"Expected a readable image in {name}, found a damaged one ({error}).", "Export or copy the image again."
         ) from error
+
+
+def count_pages(data: bytes) -> int:
+    """Pages or frames in the bytes of an image that `load_pixels` has read, which takes the first."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return int(getattr(image, "n_frames", 1))
+        except _DAMAGED:
+            return 1
 
 
 def _is_deep_grey(image: Image.Image) -> bool:

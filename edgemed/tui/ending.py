@@ -48,6 +48,8 @@ class EndingApp(BidiApp[None]):
         self.session: CaseSession | None = None
         self._store: CaseStore | None = None
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="edgemed")
+        # Questions that were typed and not sent, by case: kept when a case is left, never over a lock.
+        self.drafts: dict[str, str] = {}
         self._locking = False
         self._ending = False
         # What was left to write down when the program broke down.
@@ -72,6 +74,7 @@ class EndingApp(BidiApp[None]):
         from edgemed.tui.screens.unlock import UnlockScreen
 
         close = self._closing_work()
+        unsent, self.drafts = any(self.drafts.values()), {}
         cover = UnlockScreen(ready=False)
         try:
             with self.batch_update():
@@ -80,6 +83,8 @@ class EndingApp(BidiApp[None]):
                     await self.pop_screen()
                 await self.switch_screen(cover)
             await self._run_closing(close)
+            if unsent:
+                self.notify(_("A question that was not sent has not been kept."), timeout=10, markup=False)
         finally:
             self._locking = False
         cover.ready = True
@@ -114,6 +119,7 @@ class EndingApp(BidiApp[None]):
             await self._in_thread(close)
         except EdgemedError as error:
             self.tell(error)
+            self.notify(_("What was typed last could not be saved."), severity="error", timeout=30, markup=False)
 
     async def action_leave(self) -> None:
         """Write down, lock, end the engine, go."""

@@ -27,6 +27,12 @@ _IDENTIFYING = (
     *("PatientName", "PatientID", "OtherPatientIDs", "PatientBirthName", "PatientMotherBirthName", "PatientBirthDate", "AccessionNumber"),
     *("ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "PhysiciansOfRecord", "InstitutionName", "StudyID"),
 )
+# What comes as pixels and is no picture of a patient.
+_OTHER_PIXELS = {
+    "1.2.840.10008.5.1.4.1.1.481.2": "a radiotherapy dose",
+    "1.2.840.10008.5.1.4.1.1.66.4": "a segmentation",
+    "1.2.840.10008.5.1.4.1.1.30": "a parametric map",
+}
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _FUNCTIONS: dict[str, WindowFunction] = {"LINEAR": "linear", "LINEAR_EXACT": "linear_exact", "SIGMOID": "sigmoid"}
 # Beyond this ratio of a pixel's sides the number is a mistake, not a device's.
@@ -67,6 +73,9 @@ class Header:
 
 def describe(dataset: Dataset) -> dict[str, Any]:
     """Everything of `Header` as JSON. Raises Refused."""
+    other = _OTHER_PIXELS.get(text(dataset, "SOPClassUID"))
+    if other is not None:
+        raise Refused("a DICOM file with an image", other, "Choose the images that it was made from.")
     rows, columns = check_size(dataset)
     frames, warnings = count_frames(dataset, rows, columns)
     monochrome = text(dataset, "PhotometricInterpretation").startswith("MONOCHROME")

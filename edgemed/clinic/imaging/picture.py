@@ -29,7 +29,7 @@ from edgemed.clinic.imaging.window import CT_WINDOWS, apply_voi_lut, apply_windo
 from edgemed.clinic.records import Box, ImageFacts, PatientIdentity, View, Window
 from edgemed.core.errors import DicomError, ImageError
 from edgemed.core.files import os_errors
-from edgemed.core.images import MAX_PIXELS, MAX_SIDE_PX, load_pixels
+from edgemed.core.images import MAX_PIXELS, MAX_SIDE_PX, count_pages, load_pixels
 from edgemed.core.text import one_line
 
 
@@ -168,7 +168,9 @@ class PlainPicture(Picture):
 
     def __init__(self, data: bytes, name: str) -> None:
         image, values = load_pixels(data, name)
-        facts = ImageFacts("plain", image.width, image.height)
+        pages = count_pages(data)
+        told = (f"The file has {pages} pages or frames; only the first is shown.",) if pages > 1 else ()
+        facts = ImageFacts("plain", image.width, image.height, warnings=told)
         if values is None:
             self._frame = Frame(np.asarray(image), monochrome=False)
         else:
@@ -184,7 +186,7 @@ class PlainPicture(Picture):
 
     def frame(self, index: int) -> Frame:
         if index != 0:
-            raise ImageError(f"Expected frame 0 of {self.name}, found {index}.", "A plain image has one frame.")
+            raise ImageError(f"Expected frame 0 of {self.name}, found {index}.", "Of a file that is not DICOM only the first is read.")
         return self._frame
 
 

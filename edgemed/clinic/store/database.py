@@ -41,7 +41,7 @@ _SETTINGS = (
 _DAMAGE = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
 # Errors of a copy come without a name; a copy from a damaged page is a logic error.
 _UNNAMED = {"database or disk is full": "SQLITE_FULL", "disk I/O error": "SQLITE_IOERR", "SQL logic error": "SQLITE_CORRUPT"}
-RESTORE = "Restore the last backup: edgemed cases restore BACKUP."
+RESTORE = "Move the store's files to another folder, then restore the last backup: edgemed cases restore BACKUP."
 
 
 def driver() -> Any:
@@ -228,3 +228,9 @@ def _connect(address: str, key: bytes | bytearray) -> Any:
     connection.execute(f"PRAGMA cipher_page_size = {PAGE_BYTES}").fetchall()
     connection.execute("PRAGMA cipher_memory_security = ON").fetchall()
     return connection
+
+
+def check_pages(db: Database, hint: str) -> None:
+    """StoreError unless all pages can be decrypted and fit each other."""
+    if db.rows("PRAGMA quick_check(1)") != [("ok",)]:
+        raise StoreError(f"Expected whole pages in {db.path.name}, found a damaged file.", hint)

@@ -21,6 +21,7 @@ import unicodedata
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from edgemed.clinic.store.database import RESTORE
 from edgemed.core.errors import MissingExtraError, PassphraseError, ResourceError, StoreError
 
 FORMAT = "edgemed sealed key"
@@ -119,7 +120,7 @@ def _is_sane(box: SealedKey) -> bool:
 
 
 def _damaged(what: str) -> StoreError:
-    return StoreError(f"Expected a sealed key in {what}, found something else.", "Restore the last backup: edgemed cases restore BACKUP.")
+    return StoreError(f"Expected a sealed key in {what}, found something else.", RESTORE)
 
 
 def new_key() -> bytes:

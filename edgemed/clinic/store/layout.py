@@ -52,9 +52,15 @@ class Layout:
 
     def require_absent(self) -> None:
         """Refuse to make a store where one is, or where the newest changes of a lost one lie."""
+        with os_errors(self.db):
+            if self.log.exists() and not self.log.stat().st_size:
+                self.log.unlink()  # of a program that was killed: it says nothing
         for path in (self.db, self.log):
             if path.exists():
-                raise StoreError(f"Expected no case store at {self.db}, found {path.name}.", "Open it, or choose another with --store.")
+                raise StoreError(
+                    f"Expected no case store at {self.db}, found {path.name}.",
+                    f"Open it, or move {self.db.name} and the files beside it ({self.db.name}-wal and so on) to another folder first.",
+                )
 
     def require_present(self) -> None:
         """Refuse to open what is not there."""

@@ -99,7 +99,9 @@ class CaseScreen(ChatScreen):
         self.session = CaseSession(self.chat.store, self.chat.engines, self.case_id)
         self.chat.session = self.session
         self._keeper = ViewKeeper(self.chat.store.save_view)
-        self.query_one("#question").focus()
+        line = self.query_one("#question", QuestionInput)
+        line.value = self.chat.drafts.get(self.case_id, "")
+        line.focus()
         self.go(self._load())
         if self.chat.options.watch is not None:
             self.go(self._watch_folder(self.chat.options.watch), group="watch")
@@ -170,6 +172,10 @@ class CaseScreen(ChatScreen):
     def unsaved(self) -> Callable[[], None] | None:
         """What a lock is to write down first."""
         return self._keeper.rest() if self._keeper is not None else None
+
+    @on(QuestionInput.Changed, "#question")
+    def _keep_draft(self, event: QuestionInput.Changed) -> None:
+        self.chat.drafts[self.case_id] = event.value
 
     # -- asking -------------------------------------------------------------------------------------------------------
 

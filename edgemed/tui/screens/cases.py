@@ -9,12 +9,13 @@ from textual.binding import Binding
 from textual.widgets import DataTable, Footer, Input, Static
 
 from edgemed.clinic.records import Case
+from edgemed.core.errors import EdgemedError
 from edgemed.core.text import one_line
 from edgemed.tui.dialogs import ConfirmDialog, TextDialog
 from edgemed.tui.i18n import N_, _
 from edgemed.tui.screens.base import ChatScreen
 from edgemed.tui.status import StatusBar
-from edgemed.tui.texts import say_time
+from edgemed.tui.texts import say_error, say_time
 
 
 class CaseListScreen(ChatScreen):
@@ -73,6 +74,13 @@ class CaseListScreen(ChatScreen):
         empty = self.query_one("#empty", Static)
         empty.update(_("No case matches.") if search else _("No cases yet. Press N to make one."))
         empty.display = not cases
+
+    def failed(self, error: EdgemedError) -> None:
+        if self._shown is None:  # an empty list would say that there are no cases
+            empty = self.query_one("#empty", Static)
+            empty.update(say_error(error))
+            empty.display = True
+        super().failed(error)
 
     def _fill(self, table: DataTable[Text], cases: list[Case]) -> None:
         self._shown = cases

@@ -50,6 +50,16 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
         ),
     ),
     (
+        N_("Report"),
+        (
+            ("F5", N_("Let the model write a draft")),
+            ("Ctrl+S", N_("Save")),
+            ("F9", N_("Sign; it cannot be changed afterwards")),
+            ("F8", N_("Export files for others")),
+            ("Escape", N_("Stop the draft; otherwise save and go back")),
+        ),
+    ),
+    (
         N_("Attach"),
         (
             ("Enter", N_("Attach the file; open the folder, or list what a typed folder holds")),

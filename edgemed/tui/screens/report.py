@@ -21,6 +21,8 @@ from edgemed.tui.status import StatusBar
 from edgemed.tui.texts import advice, say_report
 
 PARTS = ("findings", "impression", "recommendation")
+# What a power cut may take of what was typed.
+AUTOSAVE_S = 60.0
 
 
 class ReportScreen(ChatScreen):
@@ -47,7 +49,7 @@ class ReportScreen(ChatScreen):
         super().__init__()
         self.session = session
         self._report: Report | None = None
-        self._shown = ("", "", "")
+        self._shown: tuple[str, ...] = ("", "", "")
         self._drafting = False
 
     def compose(self) -> ComposeResult:
@@ -67,6 +69,7 @@ class ReportScreen(ChatScreen):
         super().on_mount()
         self.query_one("#findings").focus()
         self.go(self._load())
+        self.set_interval(AUTOSAVE_S, self._autosave)
 
     async def _load(self) -> None:
         self._show(await self.offload(self.chat.store.load_report, self.session.case_id))
@@ -74,7 +77,7 @@ class ReportScreen(ChatScreen):
     def _show(self, report: Report | None) -> None:
         self._report = report
         signed = report is not None and bool(report.signed_by)
-        self._shown = tuple(printable(getattr(report, part, "")) for part in PARTS)  # type: ignore[assignment]
+        self._shown = tuple(printable(getattr(report, part, "")) for part in PARTS)
         for part, text in zip(PARTS, self._shown, strict=True):
             area = self.query_one(f"#{part}", TextArea)
             area.load_text(text)
@@ -116,6 +119,17 @@ class ReportScreen(ChatScreen):
             return
         self._show(await self.offload(self.chat.store.save_report, self._typed()))
         self.chat.say(_("Saved."))
+
+    def _autosave(self) -> None:
+        if self.edited and not self._drafting and self.chat.unlocked:
+            self.go(self._save_quietly(), group="save")
+
+    async def _save_quietly(self) -> None:
+        """Keep what was typed; the texts and the cursor stay as they are."""
+        texts = self._texts()
+        self._report = await self.offload(self.chat.store.save_report, self._typed())
+        self._shown = texts
+        self.query_one("#stand", Static).update(say_report(self._report))
 
     def _begin_version(self, signed: Report) -> None:
         """The signed text can be changed from now on; what is saved becomes a version of its own."""

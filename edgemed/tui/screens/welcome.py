@@ -7,6 +7,7 @@ from textual.app import ComposeResult
 from textual.containers import Container, VerticalScroll
 from textual.widgets import Button, Footer, Input, Static
 
+from edgemed.clinic.store.layout import Layout
 from edgemed.core.errors import EdgemedError
 from edgemed.core.text import one_line
 from edgemed.tui.i18n import _
@@ -26,7 +27,7 @@ class WelcomeScreen(ChatScreen):
     WelcomeScreen .title { text-style: bold; color: $primary; }
     WelcomeScreen .section { text-style: bold; margin-top: 1; }
     WelcomeScreen .quiet { color: $quiet; }
-    WelcomeScreen #problem { color: $error; height: auto; }
+    WelcomeScreen #problem, WelcomeScreen #earlier { color: $error; height: auto; }
     """
 
     def compose(self) -> ComposeResult:
@@ -43,6 +44,9 @@ class WelcomeScreen(ChatScreen):
                 classes="quiet",
                 markup=False,
             )
+            if Layout(self.chat.store_path).key.exists():
+                text = _("The key of an earlier store lies there without its cases. If they were moved, quit and put them back first.")
+                yield Static(text, id="earlier", markup=False)
             yield Input(password=True, placeholder=_("Passphrase, at least 8 characters"), id="first")
             yield Input(password=True, placeholder=_("The same passphrase again"), id="second")
             yield Static("", id="problem", markup=False)

@@ -1,4 +1,5 @@
-"""The line that questions are typed into. A file that is dropped onto the terminal arrives as a pasted path and is offered as an image."""
+"""The line that questions are typed into. A file that is dropped onto the terminal arrives as a pasted path and is offered as an image;
+of any other text all lines are taken, joined by spaces."""
 
 from __future__ import annotations
 
@@ -27,15 +28,15 @@ class QuestionInput(Input):
             self.question, self.path, self.text = question, path, text
 
     def _on_paste(self, event: events.Paste) -> None:
+        event.stop()
+        event.prevent_default()  # Input's own handler would drop all lines but the first
         path = parse_pasted(event.text)
         if path is None:
-            return  # Textual calls Input's own handler next
-        event.stop()
-        event.prevent_default()
-        self.post_message(self.PathPasted(self, path, event.text))
+            self.put_text(event.text)
+        else:
+            self.post_message(self.PathPasted(self, path, event.text))
 
     def put_text(self, text: str) -> None:
-        """Put pasted text in after all."""
-        lines = text.splitlines()
-        if lines:
-            self.insert_text_at_cursor(lines[0])
+        """Put pasted text in, in place of what is selected."""
+        line = " ".join(part for part in (line.strip() for line in text.splitlines()) if part)
+        self.replace(line, *sorted(self.selection))
