@@ -81,7 +81,8 @@ def test_convert_shows_the_bits_per_weight(source: Path, tmp_path: Path, capsys:
 def test_convert_without_out_goes_to_edgemeds_own_folder(source: Path, say: Any) -> None:
     code, result, _ = say("convert", source, "--bits", 16, "--name", "tiny", "--no-verify")
     assert code == 0 and result["artifact"].endswith("edgemed/artifacts/tiny-F16")
-    assert say("ask", "Q", "--model", "tiny-F16", "--max-tokens", 1)[0] == 0
+    code, _, err = say("ask", "Q", "--model", "tiny-F16", "--max-tokens", 1)
+    assert code == 0 and "No image was given" in err
 
 
 def test_convert_without_out_stays_in_its_folder_and_takes_no_others_place(source: Path, tmp_path: Path, say: Any) -> None:
@@ -91,6 +92,8 @@ def test_convert_without_out_stays_in_its_folder_and_takes_no_others_place(sourc
     other = shutil.copytree(source, tmp_path / "other")
     code, _, err = say("convert", other, "--bits", 16, "--name", "a b", "--no-verify")
     assert code == 1 and "--out" in err and str(source) in err
+    code, _, err = say("convert", other, "--bits", 16, "--out", result["artifact"], "--no-verify")
+    assert code == 1 and f"a model made from {source}" in err and load_artifact(Path(result["artifact"])).manifest.name == "../../a b"
 
 
 def test_verify_twice_and_against_transformers(artifact: Path, source: Path, say: Any) -> None:
@@ -138,6 +141,7 @@ def test_ask_refuses_bad_images_and_long_questions(artifact: Path, tmp_path: Pat
     empty.touch()
     cases: list[tuple[list[object], str]] = [
         (["Q", "--image", tmp_path / "none.png"], "no such file"),
+        ([" ", "--image", text], "found an empty text"),
         (["Q", "--image", text], "no image format"),
         (["Q", "--image", empty], "empty file"),
         (["word " * 5000], "context"),

@@ -254,3 +254,10 @@ def test_gguf_with_flipped_bytes_never_gets_past_our_errors(tmp_path: Path) -> N
             except EdgemedError as error:
                 assert error.hint
         path.write_bytes(whole)
+
+
+def test_a_base_for_what_is_no_delta(tmp_path: Path) -> None:
+    whole = make_checkpoint(tmp_path, "hf", "llama", "siglip")
+    with pytest.raises(CheckpointError, match="Expected a delta to add to the base .* found whole weights") as caught:
+        open_checkpoint(whole.source, base=whole.source)
+    assert "Leave --base out" in caught.value.hint

@@ -160,6 +160,7 @@ def test_a_table_of_captions_and_tables_that_are_none(tmp_path: Path) -> None:
         ("image,question,answer\na.png,What?,\n", "in line 2"),
         ('image,question,answer\na.png,"What?,x\n', "Expected a CSV table"),
         ("image,question,answer\na.png,What?,x\nb.png\n", "in line 3"),
+        ("image,question,answer\na.png,What, then?,x\n", "Expected 3 cells in row 2 .* found 4"),
     ]:
         (tmp_path / "train.csv").write_text(text)
         with pytest.raises(DatasetError, match=message):

@@ -312,3 +312,11 @@ def test_wrong_options_are_one_sentence(
     assert run(["pareto", *map(str, files), "--out", str(tmp_path / "out"), *options]) == 1
     said = capsys.readouterr()
     assert says in said.err and "unforeseen" not in said.err and not (tmp_path / "out").exists()
+
+
+def test_models_that_were_asked_different_numbers_of_questions_are_told_apart(files: list[Path], tmp_path: Path) -> None:
+    assert not load_results(files).notes
+    few = {"percent": 100.0, "n": 1, "low": None, "high": None}
+    row = scored("few", 90, 90) | {"protocols": {"strict": {"closed accuracy": few}}}
+    notes = load_results([*files, save(tmp_path / "few.json", [row])]).notes
+    assert notes == ("slake validate, closed: models were asked different numbers of questions (1, 400) and cannot be compared",)

@@ -111,11 +111,14 @@ def test_a_finished_run_asks_nothing(samples: list[Sample], tmp_path: Path) -> N
     assert len(run(again, samples, folder=tmp_path)) == 12 and again.asked == []
 
 
-@pytest.mark.parametrize("what", ["model", "questions", "view"])
+@pytest.mark.parametrize("what", ["model", "questions", "view", "images"])
 def test_another_runs_folder_is_refused(samples: list[Sample], tmp_path: Path, what: str) -> None:
     run(Parrot(), samples, folder=tmp_path / "out")
     target = Parrot(identity="j") if what == "model" else Parrot()
     asked = samples[:-1] if what == "questions" else samples
+    if what == "images":
+        assert samples[0].image is not None
+        samples[0].image.write_bytes(samples[0].image.read_bytes() + b" ")
     with pytest.raises(InputError, match="found another"):
         run(target, asked, "blank" if what == "view" else "shown", tmp_path / "out")
 

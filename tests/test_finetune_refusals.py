@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="fine-tuning needs the train extra")
 
 from edgemed.core.contract import load_contract  # noqa: E402
-from edgemed.core.errors import CheckpointError, InputError, RecipeError, ResourceError  # noqa: E402
+from edgemed.core.errors import CheckpointError, InputError, RecipeError, ResourceError, UnsupportedError  # noqa: E402
 from edgemed.finetune import run_stage, stage, trainer, workspace  # noqa: E402
 from edgemed.finetune.joining import new_model  # noqa: E402
 from edgemed.finetune.recipe import load_recipe  # noqa: E402
@@ -220,3 +220,25 @@ def test_new_refuses_what_it_cannot_join(tmp_path: Path, parts: tuple[Path, Path
     with pytest.raises(CheckpointError, match="Expected images of 32 px"):
         new_model(llm, tower, tmp_path / "new")
     assert not (tmp_path / "new").exists() and not list(tmp_path.glob(".new.*"))
+
+
+def test_models_of_other_layouts_are_refused_before_a_random_one_is_made(
+    tmp_path: Path, parts: tuple[Path, Path], material: tuple[Path, Path]
+) -> None:
+    llm, tower = parts
+    path = write_recipe(tmp_path / "run.toml", llm, material[1])
+    with pytest.raises(UnsupportedError, match="Expected LlavaForConditionalGeneration in .* found Qwen2ForCausalLM") as caught:
+        run_stage("vqa", path)
+    assert "--to hf" in caught.value.hint and not list(tmp_path.glob("run/*.safetensors"))
+    with pytest.raises(CheckpointError, match="Expected a bare language model"):
+        new_model(material[0], tower, tmp_path / "new")
+    with pytest.raises(CheckpointError):
+        new_model(tower, llm, tmp_path / "new")
+    with pytest.raises(RecipeError, match="Expected a feature layer from -4 to 3"):
+        new_model(llm, tower, tmp_path / "new", feature_layer=-99)
+    whole = tmp_path / "cut"
+    shutil.copytree(material[0], whole)
+    weights = whole / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="Expected a checkpoint that transformers loads"):
+        run_stage("vqa", write_recipe(tmp_path / "cut.toml", whole, material[1]))

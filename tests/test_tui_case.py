@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from textual.widgets import Checkbox, Input, OptionList, TextArea
 
 from edgemed.clinic.store import CaseStore
@@ -28,6 +29,7 @@ from tests.tui_fixture import (
     said,
     settle,
     text_of,
+    told,
 )
 
 SIZE = (80, 24)
@@ -46,6 +48,19 @@ async def test_pasted_text_that_is_no_file_stays_text(tmp_path: Path) -> None:
             line.value = ""
             paste(pilot, text)
             await settle(pilot, lambda text=text: line.value == text, text)  # type: ignore[misc]
+        line.value = ""
+        paste(pilot, "72 year old man, fall.\n\n  ALLERGY: iodine.\r\nIs there a fracture?\n")
+        whole = "72 year old man, fall. ALLERGY: iodine. Is there a fracture?"
+        await settle(pilot, lambda: line.value == whole, "every line of it")
+        await pilot.press("escape")  # a question that is not sent yet stays with its case, until the program is locked
+        await settle(pilot, on_screen(pilot, "CaseListScreen"), "the list")
+        await pilot.press("enter")
+        await settle(pilot, on_screen(pilot, "CaseScreen"), "the case")
+        assert app.screen.query_one("#question", Input).value == whole
+        await pilot.press("ctrl+l")
+        await settle(pilot, on_screen(pilot, "UnlockScreen"), "the lock")
+        await settle(pilot, lambda: "has not been kept" in told(pilot), "what became of it")
+        assert app.drafts == {}
 
 
 async def test_the_attach_box_completes_and_refuses(tmp_path: Path) -> None:
@@ -249,3 +264,19 @@ async def test_leaving_a_report_saves_what_was_typed(tmp_path: Path) -> None:
         store: CaseStore = app.store._target  # type: ignore[attr-defined]
         report = store.load_report(store.list_cases()[0].id)
         assert report is not None and (report.findings, report.edited) == ("typed", True)
+
+
+async def test_a_report_is_saved_now_and_then_and_the_cursor_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgemed.tui.screens.report.AUTOSAVE_S", 0.05)
+    app = build(tmp_path)
+    async with app.run_test(size=SIZE) as pilot:
+        await begin(pilot)
+        await open_case(pilot, "chest")
+        await pilot.press("ctrl+t")
+        await settle(pilot, on_screen(pilot, "ReportScreen"), "the report")
+        await pilot.press(*"half a sentence")
+        store: CaseStore = app.store._target  # type: ignore[attr-defined]
+        case_id = store.list_cases()[0].id
+        await settle(pilot, lambda: (r := store.load_report(case_id)) is not None and r.findings == "half a sentence", "what is kept")
+        await pilot.press("left", "X")
+        assert app.screen.query_one("#findings", TextArea).text == "half a sentencXe"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from edgemed.clinic.records import AuditEntry
 from edgemed.clinic.store.access import RECORDS, Access, record_hash, record_key
 from edgemed.clinic.store.chain import ADVICE, load_entries, load_head, verify_chain
-from edgemed.clinic.store.database import RESTORE, check_pages
+from edgemed.clinic.store.database import RESTORE
 from edgemed.clinic.store.rows import is_whole, storable
 from edgemed.core.errors import AuditError, InputError
 
@@ -74,7 +74,7 @@ class AuditLog:
         """Check everything; how many entries there are. `expected_head`: a hash noted earlier, or its first 16 digits."""
         wanted = _clean_head(expected_head)
         with self._access.reading() as db:
-            check_pages(db, RESTORE)  # records that agree can lie beside pages that nobody can read
+            db.check_pages(RESTORE)  # records that agree can lie beside pages that nobody can read
             noted: dict[Key, _Noted] = {}
             count, seen = 0, False
             for entry in verify_chain(db):

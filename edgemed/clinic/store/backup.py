@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgemed.clinic.store.database import Database, check_pages
+from edgemed.clinic.store.database import Database
 from edgemed.clinic.store.keys import KdfCost, SealedKey, derive, new_key, seal, unseal
 from edgemed.core.errors import StoreError
 from edgemed.core.files import CHUNK_BYTES, atomic_path, os_errors, sha256_file
@@ -54,7 +54,7 @@ def _prove(part: Path, data_key: bytes) -> None:
     """Read every page back: a backup that does not open is none."""
     copy = Database.open_read_only(part, data_key)
     try:
-        check_pages(copy, "Write it again, or use another backup.")
+        copy.check_pages("Write it again, or use another backup.")
     finally:
         copy.close()
 
@@ -87,7 +87,7 @@ def open_backup(backup: Path, passphrase: str) -> Iterator[Database]:
         raise StoreError(f"Expected the pages that were backed up in {backup.name}, found changed ones.", "Copy it again, or use another.")
     db = Database.open_read_only(backup, key)
     try:
-        check_pages(db, "Use another backup.")
+        db.check_pages("Use another backup.")
         yield db
     finally:
         db.close()

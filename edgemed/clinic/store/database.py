@@ -147,6 +147,12 @@ class Database:
         with sqlite_errors(self.path):
             self.raw = self._connect()
 
+    def check_pages(self, hint: str) -> None:
+        """StoreError unless all pages can be decrypted and fit each other."""
+        if self.rows("PRAGMA quick_check(1)") != [("ok",)]:
+            self._replace()  # a page that it could not decrypt is told in words, and the connection is given up all the same
+            raise StoreError(f"Expected whole pages in {self.path.name}, found a damaged file.", hint)
+
     def copy_into(self, target: Path, key: bytes, called: Path) -> None:
         """Write all pages into the empty file `target`, under another key, without a log or journal beside it.
 
@@ -228,9 +234,3 @@ def _connect(address: str, key: bytes | bytearray) -> Any:
     connection.execute(f"PRAGMA cipher_page_size = {PAGE_BYTES}").fetchall()
     connection.execute("PRAGMA cipher_memory_security = ON").fetchall()
     return connection
-
-
-def check_pages(db: Database, hint: str) -> None:
-    """StoreError unless all pages can be decrypted and fit each other."""
-    if db.rows("PRAGMA quick_check(1)") != [("ok",)]:
-        raise StoreError(f"Expected whole pages in {db.path.name}, found a damaged file.", hint)
