@@ -33,13 +33,13 @@ KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 MAX_OUTPUTS = 32
 
 # Measured: Python with numpy and llama.cpp's libraries, in the engine's process and in the one that asks it.
-PROGRAM_BYTES = 114_000_000
+PROGRAM_BYTES = 116_500_000
 # Measured: llama.cpp's vocabulary, an entry of its tokens and one of its merges.
 TOKEN_BYTES = 160
 MERGE_BYTES = 175
-# Measured: an image's rows in libmtmd, in ours, in the embedding cache, and on their way to llama.cpp. With the tower on a GPU, memory
-# for the next image's is made ready as well (vision.py).
-ROW_COPIES = 4
+# An image's rows in libmtmd, in ours and in the embedding cache; on their way to llama.cpp they go through a batch's buffer
+# (libllama.py). With the tower on a GPU, memory for the next image's is made ready as well (vision.py).
+ROW_COPIES = 3
 # Measured on an H100 beyond an engine's context: cuBLAS with its kernels for a tower and for a language model's layers; copies of
 # layers that stay in main memory, made for large batches; attention without flash attention; a context not made small (libcuda.py).
 TOWER_CUDA_BYTES = 51_000_000
@@ -237,11 +237,12 @@ def _computed(llm: Usage, tower: Usage) -> list[Item]:
 
 
 def _images(shape: PairShape, settings: EngineSettings, copies: int) -> list[Item]:
-    """Pixels as numbers, twice, and the rows of an image a slot: those beyond the first only in the embedding cache."""
+    """Pixels as numbers, twice, the rows of an image a slot (those beyond the first only in the embedding cache), and a batch of rows."""
     rows = 4 * shape.image_tokens * shape.tower.out_width
     pixels = 4 * 3 * shape.tower.size_px**2
     kept = min((settings.slots - 1) * rows, settings.embedding_cache_bytes)
-    return [Item("images", CPU, copies * rows + 2 * pixels + kept)]
+    batch = 4 * settings.batch_tokens * shape.tower.out_width
+    return [Item("images", CPU, copies * rows + 2 * pixels + kept + batch)]
 
 
 def _grains(items: list[Item]) -> int:
