@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.core.contract import require_llava
-from edgemed.core.errors import MissingExtraError
+from edgemed.core.errors import CheckpointError, MissingExtraError
 from edgemed.core.images import ImagePreparation, normalise
 
 F32 = NDArray[np.float32]
@@ -30,6 +30,11 @@ def measure_reference(folder: Path, pixels: NDArray[np.uint8], image: ImagePrepa
     from transformers import LlavaForConditionalGeneration
 
     model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    most, vocab = max(i for i in ids if i is not None), model.get_input_embeddings().weight.shape[0]
+    if most >= vocab:
+        raise CheckpointError(
+            f"Expected the checkpoint that was converted in {folder}, found one with {vocab} tokens for the token {most}.", "Check the path."
+        )
     values = torch.from_numpy(normalise(pixels, image)[None])
     with torch.no_grad():
         features = model.get_image_features(pixel_values=values)

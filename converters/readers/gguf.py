@@ -198,11 +198,12 @@ def gguf_tower(file: GgufFile, tensors: dict[str, TensorSource]) -> TowerSpec:
 
 def read_gguf(source: Path, options: Options) -> Checkpoint:
     """A language model's GGUF with an mmproj beside it (options.mmproj)."""
+    file = open_gguf(source)
     if options.mmproj is None:
         raise CheckpointError(
             f"Expected an mmproj for the language model {source}, found none.", "Name the tower and projector's GGUF with --mmproj."
         )
-    file, vision = open_gguf(source), open_gguf(options.mmproj)
+    vision = open_gguf(options.mmproj)
     llm = gguf_llm(file)
     tower_tensors, projector_tensors = _vision_names(vision)
     tower = gguf_tower(vision, tower_tensors)

@@ -26,8 +26,8 @@ def bench(
     for path in save or []:
         check_ending(path)
     results: list[dict[str, Any]] = []
-    for number, folder in enumerate(_folders(folders)):
-        artifact = require_artifact(folder, out)
+    artifacts = [require_artifact(folder, out) for folder in _folders(folders)]  # all, before minutes go into the first
+    for number, artifact in enumerate(artifacts):
         with out.progress() as bar:
             trace = measure_artifact(artifact, profile, questions, partial(bar, f"Measuring {artifact.folder.name}"))
         title = f"{artifact.manifest.name}, {artifact.manifest.llm.quant}, {profile.title}"
