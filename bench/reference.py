@@ -33,7 +33,8 @@ def measure_reference(folder: Path, pixels: NDArray[np.uint8], image: ImagePrepa
     most, vocab = max(i for i in ids if i is not None), model.get_input_embeddings().weight.shape[0]
     if most >= vocab:
         raise CheckpointError(
-            f"Expected the checkpoint that was converted in {folder}, found one with {vocab} tokens for the token {most}.", "Check the path."
+            f"Expected the checkpoint that was converted in {folder}, found one with {vocab} tokens for the token {most}.",
+            "Check the path.",
         )
     values = torch.from_numpy(normalise(pixels, image)[None])
     with torch.no_grad():

@@ -74,8 +74,8 @@ def evaluate(
     if predictions is not None:
         results.append(_read(predictions, sets[0], leaks[0], said))
     else:
-        for folder in folders or []:
-            require_artifact(folder, said)  # all, before minutes go into the first
+        for named_folder in folders or []:
+            require_artifact(named_folder, said)  # all, before minutes go into the first
         for folder in [*folders] if folders else [None]:
             with _open(folder, endpoint, endpoint_model, reference, slots, threads, calibrate, said) as target:
                 views = ("blank",) if blank else ("shown", "blank", "mirrored", "swapped") if looks else ("shown",)
