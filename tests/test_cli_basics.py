@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -157,3 +158,8 @@ def test_a_model_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -
     Output().text("\x1b[31mred\x07 \x9b2J é\t\n")
     assert capsys.readouterr().out == "[31mred 2J é\t\n\n"
     assert printable("Ödem · 中") == "Ödem · 中"
+
+
+def test_a_full_disk_behind_stdout_is_no_riddle() -> None:
+    message, _ = describe_error(OSError(errno.ENOSPC, "No space left on device"))
+    assert message == "The disk is full where the output goes."

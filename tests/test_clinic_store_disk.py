@@ -452,3 +452,14 @@ os._exit(9)
     with open_store(path) as store:
         [case] = store.list_cases()
         assert case.images == 1 and store.audit.verify() and COST == KdfCost(64, 1, 1)
+
+
+def test_an_empty_log_of_a_killed_program_is_in_nobodys_way(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "cases.db")
+    layout.log.touch()
+    layout.require_absent()
+    assert not layout.log.exists()
+    layout.log.write_bytes(b"changes of a lost store")
+    with pytest.raises(StoreError, match="found cases.db-wal") as told:
+        layout.require_absent()
+    assert "move cases.db" in told.value.hint and layout.log.exists()

@@ -542,3 +542,13 @@ def test_a_limit_takes_the_first_questions_and_their_answers(tmp_path: Path) -> 
     assert [item.answer for item in load_items(questions, answers, V15, limit=2)] == ["x", "y"]
     with pytest.raises(DatasetError, match="10 without an answer"):
         load_items(questions, answers, V15)
+
+
+def test_judge_and_questions_are_looked_at_before_anything_is_answered(tmp_path: Path, say: Any) -> None:
+    questions, _ = make_files(tmp_path)
+    ours = ("--model", tmp_path / "no-model", "--image-folder", tmp_path, "--out", tmp_path / "out")
+    code, _, errors = say("judge", questions, *ours, "--gguf", tmp_path / "no-judge.gguf")
+    assert code == 1 and "no-judge.gguf" in errors and "no-model" not in errors
+    questions.write_text(json.dumps({k: v for k, v in json.loads(questions.read_text().splitlines()[0]).items() if "fig" not in k}))
+    code, _, errors = say("judge", questions, *ours, "--judge", "m")
+    assert code == 1 and "fig" in errors and "no-model" not in errors and not (tmp_path / "out").exists()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
+from textual.css.query import NoMatches
 from textual.widgets import Footer, Static, TextArea
 
 from edgemed.clinic.records import Report
@@ -121,8 +123,9 @@ class ReportScreen(ChatScreen):
         self.chat.say(_("Saved."))
 
     def _autosave(self) -> None:
-        if self.edited and not self._drafting and self.chat.unlocked:
-            self.go(self._save_quietly(), group="save")
+        with suppress(NoMatches):  # a lock takes the screen away part by part
+            if self.chat.unlocked and not self._drafting and self.edited:
+                self.go(self._save_quietly(), group="save")
 
     async def _save_quietly(self) -> None:
         """Keep what was typed; the texts and the cursor stay as they are."""
