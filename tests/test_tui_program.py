@@ -37,6 +37,14 @@ LONG = " ".join(f"word{n}" for n in range(400))
 # -- the first run, and passphrases -----------------------------------------------------------------------------------------
 
 
+async def test_a_key_without_its_store_is_told_at_the_first_run(tmp_path: Path) -> None:
+    app = build(tmp_path)
+    app.store_path.parent.mkdir(parents=True, exist_ok=True)
+    app.store_path.with_name("cases.db.key").write_text("sealed")
+    async with app.run_test(size=SIZE) as pilot:
+        await settle(pilot, lambda: "earlier store" in text_of(app), "that there was one")
+
+
 async def test_the_first_run_makes_a_store_that_opens_again(tmp_path: Path) -> None:
     app = build(tmp_path)
     async with app.run_test(size=SIZE) as pilot:

@@ -28,6 +28,7 @@ class WelcomeScreen(ChatScreen):
     WelcomeScreen .section { text-style: bold; margin-top: 1; }
     WelcomeScreen .quiet { color: $quiet; }
     WelcomeScreen #problem, WelcomeScreen #earlier { color: $error; height: auto; }
+    WelcomeScreen #earlier { display: none; }
     """
 
     def compose(self) -> ComposeResult:
@@ -44,9 +45,7 @@ class WelcomeScreen(ChatScreen):
                 classes="quiet",
                 markup=False,
             )
-            if Layout(self.chat.store_path).key.exists():
-                text = _("The key of an earlier store lies there without its cases. If they were moved, quit and put them back first.")
-                yield Static(text, id="earlier", markup=False)
+            yield Static("", id="earlier", markup=False)
             yield Input(password=True, placeholder=_("Passphrase, at least 8 characters"), id="first")
             yield Input(password=True, placeholder=_("The same passphrase again"), id="second")
             yield Static("", id="problem", markup=False)
@@ -57,6 +56,13 @@ class WelcomeScreen(ChatScreen):
     def on_mount(self) -> None:
         super().on_mount()
         self.query_one("#first").focus()
+        self.go(self._look_for_earlier(), group="earlier")
+
+    async def _look_for_earlier(self) -> None:
+        if await self.offload(Layout(self.chat.store_path).key.exists):
+            earlier = self.query_one("#earlier", Static)
+            earlier.update(_("The key of an earlier store lies there without its cases. If they were moved, quit and put them back first."))
+            earlier.display = True
 
     @on(Input.Submitted, "#first")
     def _next(self) -> None:
