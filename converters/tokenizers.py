@@ -24,7 +24,7 @@ from converters.checkpoint import TokenizerSpec
 from converters.metadata import Metadata, boolean, f32s, i32s, text, texts, u32
 from converters.sentencepiece_file import load_sentencepiece
 from edgemed.core.conversation import ConversationTemplate, to_jinja
-from edgemed.core.errors import CheckpointError, UnsupportedError
+from edgemed.core.errors import CheckpointError, InputError, UnsupportedError
 from edgemed.core.files import os_errors
 
 Space = Literal["none", "first", "chunk", "each"]
@@ -164,6 +164,19 @@ def _damaged(path: Path, read: Callable[[], _Read]) -> _Read:
         ) from error
 
 
+def _choose_pre(steps: list[dict[str, Any]], arch: str, pre: str | None, folder: Path) -> str:
+    """The checkpoint's own rule; `pre` where it is none that is known, never instead of a known one: other tokens would be made."""
+    try:
+        known = _find_pre(steps, arch, folder)
+    except UnsupportedError:
+        if pre is None:
+            raise
+        return pre
+    if pre not in (None, known):
+        raise InputError(f"Expected no --pre for {folder}, whose splitting rule is known ('{known}'), found '{pre}'.", "Leave it out.")
+    return known
+
+
 def _from_json(data: dict[str, Any], arch: str, pre: str | None, folder: Path) -> _Parts:
     model = data["model"]
     if model.get("type", "BPE") != "BPE":
@@ -173,7 +186,7 @@ def _from_json(data: dict[str, Any], arch: str, pre: str | None, folder: Path) -
     steps = list(_steps(data.get("normalizer"))) + list(_steps(data.get("pre_tokenizer")))
     if any(step["type"] == "ByteLevel" for step in steps):
         pieces = {int(i): (t, int(TokenType.NORMAL), 0.0) for t, i in model["vocab"].items()}
-        parts = _Parts("gpt2", pre or _find_pre(steps, arch, folder), pieces, merges, added)
+        parts = _Parts("gpt2", _choose_pre(steps, arch, pre, folder), pieces, merges, added)
     else:
         ranks: dict[str, float] = {}
         for rank, merge in enumerate(merges):

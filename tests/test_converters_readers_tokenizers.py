@@ -17,7 +17,7 @@ from converters.readers.gguf_file import open_gguf
 from converters.tokenizers import load_tokenizer, tokenizer_from_gguf, tokenizer_metadata
 from edgemed.cli import run
 from edgemed.core.conversation import TEMPLATES
-from edgemed.core.errors import CheckpointError, UnsupportedError
+from edgemed.core.errors import CheckpointError, InputError, UnsupportedError
 from edgemed.core.manifest import load_artifact
 
 ARCH = {"llama": "llama", "mistral": "llama", "smollm": "llama", "qwen2": "qwen2", "phi": "phi2", "stablelm": "stablelm"}
@@ -104,6 +104,13 @@ def test_unknown_splitting_rule_is_refused_unless_named(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedError, match="splitting rule"):
         load_tokenizer(tmp_path, count, "qwen2", apart=False)
     assert load_tokenizer(tmp_path, count, "qwen2", apart=False, pre="qwen2").pre == "qwen2"
+
+
+def test_a_known_splitting_rule_is_not_talked_over(tmp_path: Path) -> None:
+    count = save_tokenizer(tmp_path, "qwen2")
+    known = load_tokenizer(tmp_path, count, "qwen2", apart=False).pre
+    with pytest.raises(InputError, match=f"known \\('{known}'\\), found 'nope'"):
+        load_tokenizer(tmp_path, count, "qwen2", apart=False, pre="nope")
 
 
 def test_more_tokens_than_rows_and_other_models(tmp_path: Path) -> None:

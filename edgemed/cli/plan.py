@@ -31,6 +31,8 @@ def plan(
     out = Output(json=json, quiet=quiet)
     target = plan_target(device)
     wish = make_wish(users=users, context=context, kv=kv, micro_batch=micro_batch, gpu_layers=gpu_layers, tower=tower)
+    if not target.host.gpu and (gpu_layers or tower == "gpu"):
+        out.warn(f"{target.profile.title} has no GPU: --gpu-layers and --tower change nothing.")
     artifact = require_artifact(folder, out)
     found = plan_artifact(artifact, target, wish)
     out.table(
