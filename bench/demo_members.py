@@ -13,7 +13,6 @@ bench/train_demo.py's.
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,19 +24,21 @@ MOVES = (
     "lora.dropout=0.1,optim.rotate_deg=12.0,optim.scale=0.15,optim.shift=0.08,optim.brightness=0.1,optim.contrast=0.3",
     "lora.dropout=0.15,optim.rotate_deg=18.0,optim.scale=0.2,optim.shift=0.12,optim.brightness=0.15,optim.contrast=0.4",
 )
-# Half the rates of the training before, since it goes on from a model that has learnt; SLAKE and VQA-RAD four times an epoch, what is
-# made of SLAKE's rows twice.
+# Lower rates than those of the training before, since it goes on from a model that has learnt; SLAKE and VQA-RAD four times an epoch,
+# what is made of SLAKE's rows twice.
 KEYS = (
     "optim.llm_rate=5e-4,optim.projector_rate=2e-4,optim.tower_rate=1.5e-4,optim.weight_decay=0.05,optim.warmup_ratio=0.06,"
     "data.0.repeat=4,data.1.repeat=4,data.0.mirror=true,data.1.mirror=true,data.2.mirror=true,data.4.repeat=2,data.5.repeat=2"
 )
 FIRST_SEED = 11
+# The last stage's name in a member's folder.
+STAGE = "trained"
 
 
 def member(number: int, seconds: float) -> list[str]:
     """bench/train_demo.py's options of a member."""
     keys = f"{MOVES[number % len(MOVES)]},{KEYS}"
-    return ["--facts", "--translated", "--unscored", "--seed", str(FIRST_SEED + number), "--variant", f"m{number}:{seconds:g},{keys}"]
+    return ["--facts", "--translated", "--unscored", "--seed", str(FIRST_SEED + number), "--variant", f"{STAGE}:{seconds:g},{keys}"]
 
 
 def main() -> None:
@@ -51,10 +52,6 @@ def main() -> None:
     args, more = parser.parse_known_args()
     if args.members < 2 or not args.cpu and (args.gpus < 1 or args.members % args.gpus):
         parser.error(f"expected two members or more, as many on each GPU, found {args.members} on {args.gpus}")
-    if args.out.exists():
-        parser.error(f"expected a new folder, found {args.out}")
-    args.out.mkdir(parents=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended from outside."))  # so that the processes below end, too
     with Processes(args.out) as processes:
         train_members(args, more, processes)
 
@@ -70,7 +67,7 @@ def train_members(args: argparse.Namespace, more: Sequence[str], processes: Proc
     ended = processes.wait()
     if len(ended) < 2:
         sys.exit(f"Fewer than two members came to their end: see the logs in {args.out}.")
-    kept = average_parts([args.out / name / f"m{name.rsplit('-', 1)[1]}" for name in ended], args.out / "mean")
+    kept = average_parts([args.out / name / STAGE for name in ended], args.out / "mean")
     print(f"{args.out / 'mean'}: the mean of {len(ended)}; kept of the adapters' mean: {kept:.5f}", flush=True)
 
 

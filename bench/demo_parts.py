@@ -1,6 +1,6 @@
 """What a training of edgemed-demo leaves: adapter, tower and projector in fp16 and run.json, a quarter of a checkpoint's size.
 
-    save_parts(folder, recipe, model, run)
+    save_parts(folder, model, run)
     adapter, vision = load_parts(folder, model)     # a folder of save_parts, or edgemed/demo itself
 
 edgemed/demo holds the same tensors at 8 bits as GGUF (bench/pack_demo.py), so that a training can go on from what ships.
@@ -9,15 +9,16 @@ edgemed/demo holds the same tensors at 8 bits as GGUF (bench/pack_demo.py), so t
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from converters.tensors import permute_heads
+from converters.readers.gguf import vision_tensors
+from converters.readers.gguf_file import open_gguf
+from converters.tensors import permute_heads, read_all
 
 State = dict[str, torch.Tensor]
 ADAPTER, VISION = "adapter_model.safetensors", "vision.safetensors"
@@ -32,22 +33,6 @@ BLOCK = {
     "ffn_down": "mlp.down_proj",
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
-}
-_TOWER = {
-    "v.patch_embd": "embeddings.patch_embedding",
-    "v.position_embd": "embeddings.position_embedding",
-    "mm.0": "linear_1",
-    "mm.2": "linear_2",
-}
-_TOWER_BLOCK = {
-    "ln1": "layer_norm1",
-    "ln2": "layer_norm2",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_out": "self_attn.out_proj",
-    "ffn_up": "mlp.fc1",
-    "ffn_down": "mlp.fc2",
 }
 
 
@@ -79,33 +64,23 @@ def load_parts(folder: Path, model: Any) -> tuple[State, State]:
 
     base = model.get_base_model()
     head = base.config.text_config.hidden_size // base.config.text_config.num_attention_heads
-    adapter = _renamed(folder / "adapter.gguf", _adapter_name, get_peft_model_state_dict(model))
-    for name in adapter:
-        if name.endswith(("q_proj.lora_B.weight", "k_proj.lora_B.weight")):  # llama.cpp interleaves the halves of each head's rotary pairs
-            adapter[name] = torch.from_numpy(permute_heads(adapter[name].numpy(), head, to_hf=True))
-    return adapter, _renamed(folder / "mmproj.gguf", _vision_name, base.state_dict())
+    known, adapter = list(get_peft_model_state_dict(model)), {}
+    for name, tensor in open_gguf(folder / "adapter.gguf").tensors.items():
+        values = read_all(tensor)
+        if name.endswith(("attn_q.weight.lora_b", "attn_k.weight.lora_b")):  # llama.cpp interleaves the halves of each head's rotary pairs
+            values = permute_heads(values, head, to_hf=True)
+        adapter[_find(known, _adapter_name(name))] = torch.from_numpy(values)
+    tower, projector = vision_tensors(open_gguf(folder / "mmproj.gguf"))
+    state = list(base.state_dict())
+    return adapter, {_find(state, f".{name}"): torch.from_numpy(read_all(tensor)) for name, tensor in (tower | projector).items()}
+
+
+def _find(names: Iterable[str], end: str) -> str:
+    """The one of `names` that ends so."""
+    [name] = [name for name in names if name.endswith(end)]
+    return name
 
 
 def _adapter_name(name: str) -> str:
     _, layer, kind, leaf, factor = name.split(".")
     return f".layers.{layer}.{BLOCK[kind]}.lora_{factor[-1].upper()}.{leaf}"
-
-
-def _vision_name(name: str) -> str:
-    stem, leaf = name.rsplit(".", 1)
-    if stem in _TOWER:
-        return f".{_TOWER[stem]}.{leaf}"
-    _, _, layer, kind = stem.split(".")
-    return f".encoder.layers.{layer}.{_TOWER_BLOCK[kind]}.{leaf}"
-
-
-def _renamed(path: Path, rename: Callable[[str], str], names: Iterable[str]) -> State:
-    """A GGUF's tensors, each under the one of `names` that ends as `rename` says."""
-    import gguf
-
-    known, out = list(names), {}
-    for tensor in gguf.GGUFReader(path).tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
-        [name] = [known_name for known_name in known if known_name.endswith(rename(tensor.name))]
-        out[name] = torch.from_numpy(values.reshape(tuple(int(n) for n in reversed(tensor.shape))))
-    return out

@@ -62,7 +62,7 @@ def visible_gpus(count: int) -> list[str]:
 
 
 class Processes:
-    """Processes whose words go to OUT/NAME.log; none outlives this one."""
+    """Processes whose words go to OUT/NAME.log, OUT being new; none outlives this one, however it ends."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -82,6 +82,10 @@ class Processes:
         return [name for name, code in codes.items() if code == 0]
 
     def __enter__(self) -> Processes:
+        if self.out.exists():
+            sys.exit(f"Expected a new folder, found {self.out}.")
+        self.out.mkdir(parents=True)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended from outside."))
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -105,10 +109,6 @@ def main() -> None:
     names = args.only or list(VARIANTS)
     if args.gpus < 1 or len(names) % args.gpus:
         parser.error(f"expected as many variants on each GPU, found {len(names)} on {args.gpus}")
-    if args.out.exists():
-        parser.error(f"expected a new folder, found {args.out}")
-    args.out.mkdir(parents=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Ended from outside."))  # so that the processes below end, too
     with Processes(args.out) as processes:
         run_rounds(args, more, names, processes)
 

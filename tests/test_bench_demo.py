@@ -173,6 +173,25 @@ def test_the_best_variant_is_chosen_by_what_was_kept_back(tmp_path: Path, monkey
         visible_gpus(3)
 
 
+def test_members_differ_in_their_seed_and_in_turns_in_their_moves() -> None:
+    pytest.importorskip("torch")
+    from bench.demo_members import MOVES, STAGE, member
+    from bench.train_demo import parse_variant
+    from edgemed.finetune.recipe import DataRecipe, LoraRecipe, OptimRecipe
+
+    seen = []
+    for number in range(4):
+        options = member(number, 30)
+        name, seconds, keys = parse_variant(options[options.index("--variant") + 1])
+        assert (name, seconds) == (STAGE, 30)
+        tables = {"optim": OptimRecipe, "lora": LoraRecipe, "data": DataRecipe}
+        for key in keys:
+            table, *_, last = key.split(".")
+            assert last in tables[table].model_fields, key
+        seen.append((options[options.index("--seed") + 1], keys["optim.rotate_deg"]))
+    assert len({seed for seed, _ in seen}) == 4 and len({moved for _, moved in seen}) == len(MOVES) and seen[0][1] == seen[2][1]
+
+
 def test_what_ships_of_a_run_names_no_folder_and_every_stage() -> None:
     pytest.importorskip("torch")
     from bench.pack_demo import tell_run

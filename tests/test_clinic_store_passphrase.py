@@ -434,6 +434,24 @@ def test_a_damaged_database(path: Path) -> None:
         assert store.add_message(store.list_cases()[0].id, "user", "and all else goes on")
 
 
+def test_no_page_is_damaged_unnoticed(path: Path) -> None:
+    with open_store(path) as store:
+        for n in range(40):  # so that tables and their indexes are pages of their own
+            store.add_message(store.list_cases()[0].id, "user", f"{n} " + "x" * 500)
+    whole = path.read_bytes()
+    quiet = []
+    for start in range(4096, len(whole), 4096):
+        at = start + 100
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            with open_store(path) as store:
+                store.audit.verify()
+        except StoreError:
+            continue
+        quiet.append(start)
+    assert len(whole) > 20 * 4096 and not quiet
+
+
 def test_a_damaged_record(path: Path) -> None:
     with open_store(path) as store:
         case = store.list_cases()[0]

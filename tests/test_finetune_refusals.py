@@ -232,7 +232,7 @@ def test_models_of_other_layouts_are_refused_before_a_random_one_is_made(
     assert "--to hf" in caught.value.hint and not list(tmp_path.glob("run/*.safetensors"))
     with pytest.raises(CheckpointError, match="Expected a bare language model"):
         new_model(material[0], tower, tmp_path / "new")
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="Expected a checkpoint that transformers loads"):
         new_model(tower, llm, tmp_path / "new")
     with pytest.raises(RecipeError, match="Expected a feature layer from -4 to 3"):
         new_model(llm, tower, tmp_path / "new", feature_layer=-99)

@@ -123,7 +123,8 @@ _LAYER = re.compile(r"v\.blk\.(\d+)\.(\w+)\.(weight|bias)")
 _PROJECTOR = {"mm.0": "linear_1", "mm.2": "linear_2"}
 
 
-def _vision_names(file: GgufFile) -> tuple[dict[str, TensorSource], dict[str, TensorSource]]:
+def vision_tensors(file: GgufFile) -> tuple[dict[str, TensorSource], dict[str, TensorSource]]:
+    """An mmproj's tower and projector, by HF's names. Raises UnsupportedError for tensors of other parts."""
     tower: dict[str, TensorSource] = {}
     projector: dict[str, TensorSource] = {}
     for name, tensor in file.tensors.items():
@@ -205,7 +206,7 @@ def read_gguf(source: Path, options: Options) -> Checkpoint:
         )
     vision = open_gguf(options.mmproj)
     llm = gguf_llm(file)
-    tower_tensors, projector_tensors = _vision_names(vision)
+    tower_tensors, projector_tensors = vision_tensors(vision)
     tower = gguf_tower(vision, tower_tensors)
     projector = build_projector(projector_tensors, "gelu_pytorch_tanh", tower, llm, options.mmproj)
     tokenizer = tokenizer_from_gguf(file.fields, llm.vocab_size, source)

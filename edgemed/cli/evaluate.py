@@ -62,6 +62,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy on question and answer sets: three protocols with intervals, whether the model looks, and how sure it may be."""
     from edgemed.core.errors import EdgemedError
+    from edgemed.core.files import require_writable
     from edgemed.data import load_named, parse_dataset
 
     said = Output(json=json, quiet=quiet)
@@ -74,10 +75,13 @@ def evaluate(
     if predictions is not None:
         results.append(_read(predictions, sets[0], leaks[0], said))
     else:
-        for named_folder in folders or []:
-            require_artifact(named_folder, said)  # all, before minutes go into the first
-        for folder in [*folders] if folders else [None]:
-            with _open(folder, endpoint, endpoint_model, reference, slots, threads, calibrate, said) as target:
+        asked: list[Path | None] = [*folders] if folders else [None]
+        for folder in asked if endpoint is None and reference is None else []:  # all, before minutes go into the first
+            artifact = require_artifact(folder, said)
+            if calibrate:
+                require_writable(artifact.folder)
+        for folder in asked:
+            with _open(folder, endpoint, endpoint_model, reference, slots, threads, said) as target:
                 views = ("blank",) if blank else ("shown", "blank", "mirrored", "swapped") if looks else ("shown",)
                 found = [_ask(target, named, samples, views, out, leak, said) for (named, samples), leak in zip(sets, leaks, strict=True)]
                 results += found
@@ -121,10 +125,8 @@ def _open(
     reference: Path | None,
     slots: int,
     threads: int | None,
-    calibrate: bool,
     said: Output,
 ) -> Iterator[Target]:
-    from edgemed.core.files import require_writable
     from edgemed.evaluation.targets import EndpointTarget, EngineTarget
 
     if endpoint is not None:
@@ -136,10 +138,7 @@ def _open(
 
         yield ReferenceTarget(reference)
     else:
-        artifact = require_artifact(folder, said)
-        if calibrate:
-            require_writable(artifact.folder)
-        with EngineTarget(artifact, slots, threads=threads, workers=None) as target:
+        with EngineTarget(require_artifact(folder, said), slots, threads=threads, workers=None) as target:
             yield target
 
 

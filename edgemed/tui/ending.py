@@ -103,6 +103,9 @@ class EndingApp(BidiApp[None]):
             try:
                 for save in saves:
                     save()
+            except EdgemedError:
+                self.call_later(self.notify, _("What was typed last could not be saved."), severity="error", timeout=30, markup=False)
+                raise
             finally:
                 if store is not None:
                     store.lock()
@@ -119,7 +122,6 @@ class EndingApp(BidiApp[None]):
             await self._in_thread(close)
         except EdgemedError as error:
             self.tell(error)
-            self.notify(_("What was typed last could not be saved."), severity="error", timeout=30, markup=False)
 
     async def action_leave(self) -> None:
         """Write down, lock, end the engine, go."""

@@ -52,11 +52,8 @@ class Layout:
 
     def require_absent(self) -> None:
         """Refuse to make a store where one is, or where the newest changes of a lost one lie."""
-        with os_errors(self.db):
-            if self.log.exists() and not self.log.stat().st_size:
-                self.log.unlink()  # of a program that was killed: it says nothing
         for path in (self.db, self.log):
-            if path.exists():
+            if path.exists() and (path == self.db or path.stat().st_size):  # an empty log, of a program that was killed, says nothing
                 raise StoreError(
                     f"Expected no case store at {self.db}, found {path.name}.",
                     f"Open it, or move {self.db.name} and the files beside it ({self.db.name}-wal and so on) to another folder first.",

@@ -152,6 +152,7 @@ class CaseListScreen(ChatScreen):
         text = _("{label}: its images, conversation and reports are removed for good.").format(label=one_line(case.label))
         if await self.app.push_screen_wait(ConfirmDialog(_("Delete this case?"), text, _("Delete"), danger=True)):
             await self.offload(self.chat.store.delete_case, case_id)
+            self.chat.drafts.pop(case_id, None)
             await self._load()
 
     def _renew(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -53,6 +54,8 @@ class ReportScreen(ChatScreen):
         self._report: Report | None = None
         self._shown: tuple[str, ...] = ("", "", "")
         self._drafting = False
+        # One save or signature at a time: a save that comes after a signature would begin a new version.
+        self._writing = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
         yield Static(_("Report"), id="heading", markup=False)
@@ -119,19 +122,21 @@ class ReportScreen(ChatScreen):
         if self._report is not None and self._report.signed_by and not self.edited:
             self._begin_version(self._report)
             return
-        self._show(await self.offload(self.chat.store.save_report, self._typed()))
+        async with self._writing:
+            self._show(await self.offload(self.chat.store.save_report, self._typed()))
         self.chat.say(_("Saved."))
 
     def _autosave(self) -> None:
         with suppress(NoMatches):  # a lock takes the screen away part by part
-            if self.chat.unlocked and not self._drafting and self.edited:
+            if self.chat.unlocked and not self._drafting and not self._writing.locked() and self.edited:
                 self.go(self._save_quietly(), group="save")
 
     async def _save_quietly(self) -> None:
         """Keep what was typed; the texts and the cursor stay as they are."""
-        texts = self._texts()
-        self._report = await self.offload(self.chat.store.save_report, self._typed())
-        self._shown = texts
+        async with self._writing:
+            texts = self._texts()
+            self._report = await self.offload(self.chat.store.save_report, self._typed())
+            self._shown = texts
         self.query_one("#stand", Static).update(say_report(self._report))
 
     def _begin_version(self, signed: Report) -> None:
@@ -178,9 +183,10 @@ class ReportScreen(ChatScreen):
         text = _("With your name you say that you have read and corrected this report. It cannot be changed afterwards.")
         name = await self.app.push_screen_wait(TextDialog(_("Sign the report"), text, accept=_("Sign"), hint=_("Your name and role")))
         if name:
-            if self._report is None or self.edited:
-                await self.offload(self.chat.store.save_report, self._typed())
-            self._show(await self.offload(self.chat.store.sign_report, self.session.case_id, one_line(name)))
+            async with self._writing:
+                if self._report is None or self.edited:
+                    await self.offload(self.chat.store.save_report, self._typed())
+                self._show(await self.offload(self.chat.store.sign_report, self.session.case_id, one_line(name)))
 
     def action_export(self) -> None:
         """Write files for others."""
