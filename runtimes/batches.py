@@ -88,9 +88,10 @@ def drop_spill(parts: Sequence[Part], tile: int, others_wait: bool = False) -> l
     return kept if goes_on else list(parts)
 
 
-def build_rows(cells: Sequence[int], parts: Sequence[Part], embed: TokenRows | None, buffer: F32) -> F32:
-    """The cells' rows, contiguous float32 [n, width] in `buffer`. `embed` makes those of token ids, if there are any."""
+def list_rows(cells: Sequence[int], parts: Sequence[Part], embed: TokenRows | None) -> list[F32]:
+    """The cells' rows in order, float32 [any, width] each: of the images where they lie. `embed` makes those of token ids, if any."""
     images = {locate_row(p.job.prompt.cells[s.start])[0]: p.job.rows[s.key] for p in parts for s in p.job.prompt.spans}
+    found: list[F32] = []
     at, n = 0, len(cells)
     while at < n:
         end = at + 1
@@ -98,11 +99,11 @@ def build_rows(cells: Sequence[int], parts: Sequence[Part], embed: TokenRows | N
             while end < n and cells[end] == cells[end - 1] - 1:
                 end += 1
             image, first = locate_row(cells[at])
-            buffer[at:end] = images[image][first : first + end - at]
+            found.append(images[image][first : first + end - at])
         else:
             assert embed is not None  # without it, a batch has cells of one kind
             while end < n and cells[end] >= 0:
                 end += 1
-            buffer[at:end] = embed(cells[at:end])
+            found.append(embed(cells[at:end]))
         at = end
-    return buffer[:n]
+    return found

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.core.errors import EngineError
-from runtimes.batches import build_rows
+from runtimes.batches import list_rows
 from runtimes.jobs import Job, Part, Slot
 from runtimes.libllama import LanguageModel
 
@@ -44,8 +44,7 @@ def decode(
 ) -> int:
     """Run the cells of these parts in one batch: as rows where an image is among them, else as tokens. Returns llama_decode's code."""
     if min(cells) < 0:
-        rows = build_rows(cells, parts, llm.token_rows, llm.row_buffer)
-        return llm.decode_rows(rows, positions, sequences, outputs)
+        return llm.decode_rows(list_rows(cells, parts, llm.token_rows), positions, sequences, outputs)
     return llm.decode_tokens(cells, positions, sequences, outputs)
 
 

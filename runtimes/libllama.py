@@ -69,6 +69,19 @@ for _library, _name, _args, _result in (
 _logits_address = lib._lib["llama_get_logits_ith"]
 _logits_address.argtypes, _logits_address.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
 
+
+class _Embedding(ctypes.Structure):
+    """llama_embd: rows of an input embedding."""
+
+    _fields_ = (("data", ctypes.c_void_p), ("n_rows", ctypes.c_size_t), ("n_embd", ctypes.c_size_t))
+
+
+# Called for each row of a batch, so that the binding's checks are left out.
+_add_row, _add_sequence, _set_position = (lib._lib[f"llama_batch_ext_{name}"] for name in ("add_embd", "add_seq", "set_pos"))
+_add_row.argtypes, _add_row.restype = [ctypes.c_void_p, ctypes.c_int32, _Embedding], ctypes.c_int32
+_add_sequence.argtypes, _add_sequence.restype = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32], ctypes.c_bool
+_set_position.argtypes, _set_position.restype = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p], ctypes.c_bool
+
 _X86_FEATURES = ("avx", "f16c", "fma", "bmi2", "avx2", "avx_vnni", "avx512", "avx512_vbmi", "avx512_vnni", "avx512_bf16")
 _CPU_FEATURES = (*_X86_FEATURES, "neon", "dotprod", "fp16_va", "matmul_int8")
 
@@ -193,6 +206,7 @@ class LanguageModel:
         self._single = _Batch(1, 1)
         self._single.fill([0], [[0]], [0])
         self._single.struct.token = self._single.token_pointer
+        self._rows = _RowBatch(self._ctx, self.width)
         self._piece_buffer = ctypes.create_string_buffer(256)
         self._views: dict[int, F32] = {}
         self.token_rows = find_token_rows(path)
@@ -200,11 +214,10 @@ class LanguageModel:
         on_gpu = settings.gpu_layers != 0 and bool(gpu_devices())
         tiled = not on_gpu and settings.flash_attention != "off" and settings.kv_type in ("f16", "f32")
         self.tile_rows = CPU_TILE_ROWS if tiled and settings.micro_batch % CPU_TILE_ROWS == 0 else 1
-        # Kept, since memory that is new has to be cleared by the system first. Takes none until it is written to.
-        self.row_buffer: F32 = np.empty((self.batch_tokens, self.width), np.float32)
 
     def close(self) -> None:
         """Free context and model."""
+        self._rows.close()
         lib.llama_free(self._ctx)
         lib.llama_model_free(self._model)
 
@@ -262,12 +275,12 @@ class LanguageModel:
         """`decode_tokens` of one token whose logits are wanted: an answer's next one."""
         return int(lib.llama_decode(self._ctx, self._single.set(token, position, sequence)))
 
-    def decode_rows(self, rows: F32, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
-        """`decode_tokens` of embeddings, float32 [n, width], contiguous."""
-        batch = self._batch
-        batch.fill(positions, sequences, outputs)
-        batch.struct.token, batch.struct.embd = None, rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        return int(lib.llama_decode(self._ctx, batch.struct))
+    def decode_rows(
+        self, rows: Sequence[F32], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
+    ) -> int:
+        """`decode_tokens` of embeddings, one after another: float32 [any, width] each, whose rows are contiguous."""
+        self._batch.check(positions, sequences, outputs)
+        return int(lib.llama_process(self._ctx, lib.LLAMA_PROCESS_TYPE_DECODE, self._rows.fill(rows, positions, sequences, outputs)))
 
     def logits(self, index: int) -> F32:
         """A view of the last batch's logits at batch index `index`, float32 [vocab]; valid until the next decode."""
@@ -396,16 +409,18 @@ class _Batch:
         self.tokens[0], self._positions[0], self._sequences[0] = token, position, sequence
         return self.struct
 
-    def fill(self, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
-        n = len(positions)
-        counts = [len(each) for each in sequences]
-        pairs = sum(counts)
+    def check(self, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> tuple[int, int]:
+        """(tokens, pairs) of a batch. Raises EngineError for one that llama.cpp would end the process on."""
+        n, pairs = len(positions), sum(map(len, sequences))
         if not 0 < n <= pairs <= self.size or len(outputs) > self.max_outputs:
-            # llama.cpp ends the process on these.
             wanted = f"1 to {self.size} tokens and at most {self.max_outputs} outputs"
             raise EngineError(f"Expected a batch of {wanted}, found {n} (in {pairs} places) and {len(outputs)}.")
+        return n, pairs
+
+    def fill(self, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
+        n, pairs = self.check(positions, sequences, outputs)
         self._positions[:n] = positions
-        self._counts[:n] = counts
+        self._counts[:n] = [len(each) for each in sequences]
         self._sequences[:pairs] = [index for each in sequences for index in each]
         firsts = np.cumsum(self._counts[:n]) - self._counts[:n]
         self._pointers[:n] = self._sequences.ctypes.data + self._sequences.itemsize * firsts
@@ -414,6 +429,42 @@ class _Batch:
             self._outputs[index] = 1
         self.struct.n_tokens = n
         return n
+
+
+class _RowBatch:
+    """llama_batch_ext, filled with embeddings from wherever they lie.
+
+    Kept for all batches: llama.cpp makes one of every llama_batch otherwise, whose memory grows row by row (10 MB for an image of
+    576 rows of 4096 values), and is given back after it.
+    """
+
+    def __init__(self, context: int, width: int) -> None:
+        self._batch = lib.llama_batch_ext_init(context)
+        self._row = _Embedding(None, 1, width)
+
+    def fill(
+        self, rows: Sequence[F32], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
+    ) -> int:
+        """The batch, which holds copies of the rows."""
+        lib.llama_batch_ext_clear(self._batch)
+        batch, row, places, index = self._batch, self._row, np.asarray(positions, np.int32), 0
+        place = places.ctypes.data
+        for part in rows:
+            address, step = part.ctypes.data, part.strides[0]
+            for at in range(len(part)):
+                row.data = address + at * step
+                together = sequences[index]
+                if _add_row(batch, together[0], row) != index or not _set_position(batch, index, place + places.itemsize * index):
+                    raise EngineError(f"llama.cpp refused row {index} of a batch.", "Report this as a fault of edgemed.")
+                for sequence in together[1:]:
+                    _add_sequence(batch, index, sequence)
+                index += 1
+        for output in outputs:
+            lib.llama_batch_ext_set_output_logits(batch, output, True)
+        return int(batch)
+
+    def close(self) -> None:
+        lib.llama_batch_ext_free(self._batch)
 
 
 def _model_params(settings: EngineSettings, no_space_prefix: bool) -> Any:

@@ -37,7 +37,6 @@ class FakeModel:
     batch_tokens, max_outputs, vocab_size, width, bos = 64, 8, 300, 4, 1
     token_rows: Any = None
     tile_rows = 1
-    row_buffer = np.empty((256, 4), np.float32)
 
     def __init__(self, kv_tokens: int) -> None:
         self.kv_tokens = kv_tokens
@@ -84,8 +83,10 @@ class FakeModel:
     def decode_token(self, token: int, position: int, sequence: int) -> int:
         return self.decode_tokens([token], [position], [[sequence]], [0])
 
-    def decode_rows(self, rows: np.ndarray, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
-        return self._run("rows", [float(row[0]) for row in rows], positions, sequences, outputs)
+    def decode_rows(
+        self, rows: Sequence[np.ndarray], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
+    ) -> int:
+        return self._run("rows", [float(row[0]) for part in rows for row in part], positions, sequences, outputs)
 
     def _put(self, sequences: Sequence[int], position: int, value: float) -> None:
         cell = Cell(value)

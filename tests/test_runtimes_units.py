@@ -357,7 +357,7 @@ def test_a_token_of_several_sequences_is_computed_as_in_each(tmp_path: Path, as_
         tokens, positions, sequences, outputs = [7, 99, 50, 8, 99], [3, 4, 4, 3, 4], [[0, 1], [0], [1], [2], [2]], [1, 2, 4]
         if as_rows:
             assert model.token_rows is not None
-            assert model.decode_rows(model.token_rows(tokens), positions, sequences, outputs) == 0
+            assert model.decode_rows(np.split(model.token_rows(tokens), [1, 3]), positions, sequences, outputs) == 0
         else:
             assert model.decode_tokens(tokens, positions, sequences, outputs) == 0
         for row, wanted in zip((1, 2, 4), expected, strict=True):
@@ -379,7 +379,7 @@ def test_rows_of_tokens_give_the_tokens_logits(tmp_path: Path) -> None:
         assert model.decode_tokens(ids, range(5), [[0]] * 5, [4]) == 0
         expected = model.logits(4).copy()
         model.forget(0, 0)
-        assert model.decode_rows(rows(ids), range(5), [[0]] * 5, [4]) == 0
+        assert model.decode_rows([rows(ids)], range(5), [[0]] * 5, [4]) == 0
         np.testing.assert_allclose(model.logits(4), expected, atol=1e-4)
         model.forget(0, 4)
         assert model.decode_token(ids[4], 4, 0) == 0
