@@ -1,13 +1,12 @@
 """Everything that is measured on a GPU, one step after another, for a machine that is lent for a few minutes.
 
     python -m bench.gpu_round WORK --bin-dir DIR [--steps make,tiny,med,parity,planning,settings,budget] [--models tiny,med]
-        [--force-cublas | --preload LIB] [--switch GGML_CUDA_PDL=1] [--threads 8]
+        [--switch GGML_CUDA_PDL=1] [--threads 8]
 
 WORK gets the full-width checkpoints (18 GB), their conversions, a log a command and a JSON file a comparison. Only what is in STEPS is
 done; a step that fails is told with its last lines, and the next one runs. The tables come last. Nothing needs a network.
 
-`--preload` names a library that answers "no" to ggml_cuda_should_use_mmq, which is what a build with GGML_CUDA_FORCE_CUBLAS does, and
-`--force-cublas` compiles one (Linux, g++); rows with it follow those without. Measures nothing itself.
+Rows with dense prompts (runtimes/dense.py) stand beside those without where their library can be built. Measures nothing itself.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -24,15 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers import Row, cells, columns
+from edgemed.core.errors import EdgemedError
 from edgemed.report.tables import print_table
+from runtimes.dense import build, built_library
+from runtimes.memory import read_capability
 
-# The name is C++'s, with its arguments in it: libggml-cuda calls it through its table of dynamic symbols, where a preloaded one wins.
-FORCE_CUBLAS = """#include <cstdint>
-enum ggml_type : int;
-bool ggml_cuda_should_use_mmq(ggml_type, int, int64_t, int64_t) { return false; }
-"""
 SMALL = '{"kv_type":"q8_0","micro_batch":256}'
 LARGE = '{"batch_tokens":2048,"micro_batch":1024}'
+DENSE = '{"dense_prompts":true,"batch_tokens":2048,"micro_batch":1024}'
 # The tower's attention as before it was chosen by the size of its heads.
 PLAIN = '{"vision_flash_attention":"off"}'
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1", "GGML_NO_BACKTRACE": "1"}
@@ -46,7 +45,7 @@ class Round:
     work: Path
     bin_dir: Path
     threads: int
-    preload: Path | None
+    dense: bool
     models: tuple[str, ...] = ("tiny", "med")
     # Of the environment, each tried alone.
     switches: tuple[str, ...] = ()
@@ -56,14 +55,6 @@ class Round:
 
 
 Command = tuple[list[str], dict[str, str]]
-
-
-def build_force_cublas(folder: Path) -> Path:
-    """The library for --preload. Raises CalledProcessError or FileNotFoundError where there is no compiler."""
-    source, library = folder / "force_cublas.cpp", folder / "force_cublas.so"
-    source.write_text(FORCE_CUBLAS)
-    subprocess.run(["g++", "-std=c++17", "-O2", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    return library
 
 
 def python(module: str, *arguments: object) -> list[str]:
@@ -83,17 +74,15 @@ def make(r: Round) -> Iterator[Command]:
 
 
 def peers(model: str) -> Callable[[Round], Iterator[Command]]:
-    """First token: ours by default beside llama-server and transformers, then with cuBLAS's products."""
+    """First token: ours by default and with dense prompts, beside llama-server and transformers."""
 
     def rows(r: Round) -> Iterator[Command]:
         if model not in r.models:
             return
         base = [r.work / model, "--artifact", r.artifact(model), "--device", "gpu", "--bin-dir", r.bin_dir, "--threads", r.threads]
-        ours = ["--settings", "{}", *(["--settings", PLAIN] if model == "med" else []), "--programs"]
+        others = [*([PLAIN] if model == "med" else []), *([DENSE] if r.dense else [])]
+        ours = ["--settings", "{}", *(word for chosen in others for word in ("--settings", chosen)), "--programs"]
         yield python("bench.peers", *base, *ours, "bench,server", "--modes", "fp16", "--json", r.work / f"{model}.json"), {}
-        if r.preload:
-            more = ["--settings", LARGE, *ours, "server", "--modes", "none", "--json", r.work / f"{model}-cublas.json"]
-            yield python("bench.peers", *base, *more), {"LD_PRELOAD": str(r.preload.resolve())}
         for switch in r.switches:
             more = ["--settings", "{}", "--programs", "none", "--modes", "none", "--json", r.work / f"{model}-{switch}.json"]
             name, _, value = switch.partition("=")
@@ -128,8 +117,8 @@ def planning(r: Round) -> Iterator[Command]:
         yield python("bench.planning", "--device", "cuda", "--quick", r.artifact("med")), {}
 
 
-# In the order of what is most wanted. Seconds on an H100 with 16 cores, guessed from the single figures of docs/LOG.md: make 120, med 110
-# (and 60 with cuBLAS), tiny 50 (25), parity 30, planning 240, settings 150, budget 60.
+# In the order of what is most wanted. Seconds on an H100 with 16 cores, guessed from the single figures of docs/LOG.md: make 120, med 110,
+# tiny 50, parity 30, planning 240, settings 150, budget 60.
 STEPS: dict[str, Callable[[Round], Iterator[Command]]] = {
     "make": make,
     "med": peers("med"),
@@ -185,8 +174,6 @@ def main() -> int:
     parser.add_argument("--bin-dir", type=Path, required=True, help="llama-bench, llama-mtmd-cli and llama-server of the same build")
     parser.add_argument("--steps", default=",".join(STEPS))
     parser.add_argument("--models", default="tiny,med")
-    parser.add_argument("--preload", type=Path, metavar="LIB")
-    parser.add_argument("--force-cublas", action="store_true")
     parser.add_argument("--switch", action="append", default=[], metavar="NAME=VALUE", help="a row of ours with this in the environment")
     parser.add_argument("--threads", type=int, default=8)
     args = parser.parse_args()
@@ -194,13 +181,12 @@ def main() -> int:
     if unknown := sorted(set(steps) - set(STEPS)):
         parser.error(f"expected steps out of {', '.join(STEPS)}, found {', '.join(unknown)}")
     args.work.mkdir(parents=True, exist_ok=True)
-    preload = args.preload
-    if args.force_cublas:
-        try:
-            preload = build_force_cublas(args.work)
-        except (OSError, subprocess.CalledProcessError) as error:  # time on the machine is dear: the rest is measured all the same
-            print(f"No rows with cuBLAS: {error}", flush=True)
-    round_ = Round(args.work, args.bin_dir, args.threads, preload, tuple(args.models.split(",")), tuple(args.switch))
+    try:
+        print(build(shutil.which("nvcc"), read_capability()), flush=True)
+    except EdgemedError as error:  # time on the machine is dear: the rest is measured all the same
+        print(f"No rows with dense prompts: {error.message}", flush=True)
+    dense = built_library() is not None
+    round_ = Round(args.work, args.bin_dir, args.threads, dense, tuple(args.models.split(",")), tuple(args.switch))
     failed = run(steps, round_)
     report(round_)
     print(f"{failed} command(s) failed")

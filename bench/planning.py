@@ -29,6 +29,7 @@ from edgemed.core.manifest import Artifact, load_artifact
 from edgemed.core.probe import probe_pixels
 from edgemed.core.units import format_bytes
 from runtimes import libllama
+from runtimes.dense import BATCH_TOKENS, MICRO_BATCH, suits
 from runtimes.engine import Engine, prepare_request
 from runtimes.estimate import Estimate, Host, estimate_memory
 from runtimes.graph import CPU, GPU, Place
@@ -41,7 +42,7 @@ NEW_TOKENS = 8
 SAMPLE_S = 0.05
 UNDER_LIMIT, OVER_LIMIT = 0.98, 1.08
 # What the process adds to the account, which has no such buffers.
-_BESIDE = frozenset({"program", "scratch", "images"})
+_BESIDE = frozenset({"program", "scratch", "images", "dense prompts"})
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,12 @@ def cpu_grid(quick: bool) -> Iterator[EngineSettings]:
         yield EngineSettings(**{**base, **change})  # type: ignore[arg-type]
 
 
-def cuda_grid(layers: int, quick: bool) -> Iterator[EngineSettings]:
-    """No, some and all layers on the GPU, the tower on either, two contexts, cache types, micro-batches and slots."""
+def cuda_grid(layers: int, quick: bool, dense: bool) -> Iterator[EngineSettings]:
+    """No, some and all layers on the GPU, the tower on either, two contexts, cache types, micro-batches, slots, and dense prompts."""
+    for micro_batch, slots in ((MICRO_BATCH, 1), (512, 1), (MICRO_BATCH, 4)) if dense else ():
+        yield EngineSettings(
+            context_tokens=2048, slots=slots, batch_tokens=BATCH_TOKENS, micro_batch=micro_batch, dense_prompts=True
+        )
     for gpu_layers, tower in itertools.product((0, layers // 2, -1), ("gpu", "cpu")):
         yield EngineSettings(context_tokens=2048, gpu_layers=gpu_layers, tower=tower)  # type: ignore[arg-type]
     if quick:
@@ -195,7 +200,10 @@ def warm_up(artifact: Artifact, host: Host) -> None:
 def describe(settings: EngineSettings) -> str:
     """What is not as usual, in a line."""
     usual = EngineSettings()
-    named = ("context_tokens", "slots", "kv_type", "micro_batch", "flash_attention", "vision_flash_attention", "gpu_layers", "tower")
+    named = (
+        "context_tokens", "slots", "kv_type", "micro_batch", "flash_attention", "vision_flash_attention", "gpu_layers", "tower",
+        "dense_prompts",
+    )  # fmt: skip
     shown = [f"{name} {getattr(settings, name)}" for name in named if getattr(settings, name) != getattr(usual, name)]
     return ", ".join(shown) or "as usual"
 
@@ -220,7 +228,8 @@ def main() -> None:
         artifact = load_artifact(folder)
         shape = read_shape(artifact, libllama.tensor_bytes)
         warm_up(artifact, host)
-        for settings in cuda_grid(shape.llm.layers, args.quick) if host.gpu else cpu_grid(args.quick):
+        dense = host.dense == "built" and suits(artifact.manifest)
+        for settings in cuda_grid(shape.llm.layers, args.quick, dense) if host.gpu else cpu_grid(args.quick):
             if settings.context_tokens < shape.image_tokens + 128:
                 continue
             print(f"{artifact.folder.name}: {describe(settings)}")

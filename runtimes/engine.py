@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.core.conversation import ImageSlot, Text, Turn, clean_answer
-from edgemed.core.errors import EdgemedError, EngineDiedError, EngineError, EngineMemoryError, InputError
+from edgemed.core.errors import EdgemedError, EngineDiedError, EngineError, EngineLoadError, EngineMemoryError, InputError
 from edgemed.core.images import load_image, prepare
 from edgemed.core.manifest import Artifact, verify_files
+from runtimes import dense
 from runtimes.account import lacks_memory
 from runtimes.memory import measure_memory
 from runtimes.messages import Collected, EngineSettings, EngineStats, Event, Failed, Finished, LoadReport, PreparedImage, Request, Token
@@ -111,7 +112,7 @@ class Engine:
         return cls(artifact, replace(settings, context_tokens=context), text_only=True)
 
     def _start(self) -> tuple[WorkerProcess, LoadReport]:
-        process = WorkerProcess()
+        process = WorkerProcess(_dense_environment() if self.settings.dense_prompts else None)
         try:
             report = process.call(Load(self.artifact, self.settings, self._text_only))
         except EngineDiedError as error:
@@ -288,6 +289,13 @@ def _check_text(texts: Sequence[str]) -> None:
             text.encode()
     except UnicodeEncodeError as error:
         raise InputError("Expected text in Unicode, found bytes that are none.", "Type the question again.") from error
+
+
+def _dense_environment() -> dict[str, str]:
+    library = dense.built_library()
+    if library is None:
+        raise EngineLoadError("Expected the library for dense prompts, found that it was not built.", "Run: python -m runtimes.dense")
+    return dense.environment(library)
 
 
 def _check_settings(settings: EngineSettings) -> None:

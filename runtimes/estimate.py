@@ -20,12 +20,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Literal
 
 from runtimes.compute import Setup, Usage, llm_compute, tower_compute
 from runtimes.gguf_header import TensorInfo
 from runtimes.graph import ALIGNMENT, CPU, CUDA_ROW_PADDING, GPU, Place, align
-from runtimes.messages import EngineSettings
+from runtimes.messages import DenseState, EngineSettings
 from runtimes.shape import LlmShape, PairShape, tower_flash_attention
 
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
@@ -51,9 +52,10 @@ LARGE_CONTEXT_BYTES = 331_000_000
 CUDA_GRAIN_BYTES = 2 << 20
 
 What = Literal[
-    "weights", "repacked weights", "tower weights", "cache", "output", "compute", "tower compute", "scratch", "images", "program"
+    "weights", "repacked weights", "tower weights", "cache", "output", "compute", "tower compute", "scratch", "images", "dense prompts",
+    "program",
 ]
-_DYNAMIC = frozenset({"compute", "tower compute", "scratch", "images"})
+_DYNAMIC = frozenset({"compute", "tower compute", "scratch", "images", "dense prompts"})
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Host:
     features: frozenset[str] = frozenset({"avx2"})
     context_bytes: int = 0
     threads: int = 8
+    dense: DenseState = "no"
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,7 @@ def estimate_memory(shape: PairShape, settings: EngineSettings, host: Host, tens
         Item("output", CPU, 4 * llm.vocab * settings.slots),
         *_computed(usage, tower),
         *_images(shape, settings, ROW_COPIES + (tower_place == GPU)),
+        Item("dense prompts", GPU, _dense_bytes(shape, setup, tower_place == GPU) if settings.dense_prompts else 0),
         Item("program", CPU, PROGRAM_BYTES + TOKEN_BYTES * llm.vocab + MERGE_BYTES * llm.merges),
     ]
     if GPU in places or tower_place == GPU:
@@ -146,6 +150,15 @@ def _cuda_bytes(llm: LlmShape, settings: EngineSettings, tower: bool, layers: in
         (layers > 0 and settings.flash_attention == "off", PLAIN_ATTENTION_CUDA_BYTES),
     )
     return sum(size for applies, size in parts if applies)
+
+
+def _dense_bytes(shape: PairShape, setup: Setup, tower: bool) -> int:
+    """cuda/prompts.cu: for each graph the largest matrix in BF16 with what it is multiplied with."""
+    llm = [t.shape for name, t in shape.llm.tensors.items() if shape.llm.layer_of(name) is not None]
+    parts = [(llm, setup.batch_rows)]
+    if tower:
+        parts.append(([t.shape for t in shape.tower.tensors.values()], shape.tower.rows))
+    return sum(max(2 * prod(s) + 2 * s[0] * rows for s in shapes if len(s) == 2) for shapes, rows in parts)
 
 
 def gpu_layers(llm: LlmShape, settings: EngineSettings) -> int:

@@ -131,6 +131,11 @@ def has_gpu_library() -> bool:
     return any("ggml-cuda" in path.name for path in Path(lib._base_path).iterdir())
 
 
+def cuda_library() -> Path:
+    """The file of it. There must be one."""
+    return next(path for path in sorted(Path(lib._base_path).iterdir()) if "ggml-cuda" in path.name)
+
+
 def runtime_version() -> str:
     """llama.cpp's version with the size and time of the installed library, so that a rebuild counts as another runtime."""
     files = [p for p in sorted(Path(lib._base_path).iterdir()) if "mtmd" in p.name or "ggml" in p.name]

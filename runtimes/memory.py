@@ -89,6 +89,16 @@ def read_gpu(device: int = 0) -> GpuMemory | None:
     return _ask_nvml(device, read)
 
 
+def read_capability(device: int = 0) -> tuple[int, int] | None:
+    """Compute capability of the GPU that CUDA calls `device`, as (9, 0); None where there is no NVML or no such GPU."""
+
+    def read(nvml: Any, handle: Any) -> tuple[int, int]:
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return int(major), int(minor)
+
+    return _ask_nvml(device, read)
+
+
 def _device_memory(pids: set[int], device: int) -> tuple[int | None, int | None]:
     """(bytes used on the GPU by all, by these processes); None where NVML or the number is not to be had."""
 

@@ -18,6 +18,8 @@ FinishReason = Literal["end", "stop", "length", "cancelled"]
 # How the tower's graph is run: as llama.cpp does it, or with CLIP's positions and rows rewritten (see vision.py).
 VisionMode = Literal["plain", "rewrite"]
 VisionCheck = Literal["probed", "remembered", "skipped"]
+# Whether a GPU is one for dense prompts, and whether their library was built (dense.py).
+DenseState = Literal["no", "not built", "built"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class EngineSettings:
     repack: bool = True
     # Keep CUDA's own memory small: no thread stacks in its context, small workspaces for cuBLAS (libcuda.py).
     shrink_context: bool = True
+    # Multiply long prompts as dense BF16 matrices: sooner on large GPUs, for more memory; its library must have been built (dense.py).
+    dense_prompts: bool = False
     # Bytes of private memory that the engine's process may take, to emulate a smaller machine; None: no limit (not on Windows).
     memory_limit_bytes: int | None = None
 

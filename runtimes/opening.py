@@ -13,7 +13,7 @@ from collections.abc import Callable
 from edgemed.core.errors import ArtifactError, EngineMemoryError, ResourceError
 from edgemed.core.manifest import Artifact
 from edgemed.core.units import format_bytes
-from runtimes import libllama
+from runtimes import dense, libllama
 from runtimes.devices import Profile, find_device, gpu_budget, host_budget, require_gpu, swapping
 from runtimes.engine import Engine
 from runtimes.estimate import Host
@@ -31,7 +31,7 @@ def plan_target(name: str, index: int = 0) -> Target:
     if profile.gpu:
         context = int(profile.context_bytes.value) if profile.context_bytes is not None else 0
         features = libllama.cpu_features() if profile.local else frozenset(profile.cpu_features)
-        host = Host(True, features, context, physical_cores())
+        host = Host(True, features, context, physical_cores(), dense.state(index) if profile.local else "no")
         return Target(profile, host, gpu_budget(profile, index), host_budget() if profile.local else None)
     return Target(profile, Host(False, libllama.cpu_features(), 0, physical_cores()), None, host_budget())
 

@@ -17,6 +17,7 @@ from typing import Literal
 
 from edgemed.core.errors import InputError, ResourceError
 from edgemed.core.units import format_bytes
+from runtimes.dense import BATCH_TOKENS, MICRO_BATCH
 from runtimes.devices import Profile
 from runtimes.estimate import Estimate, Host, TensorBytes, estimate_memory
 from runtimes.graph import CPU, GPU
@@ -103,7 +104,7 @@ def list_plans(shape: PairShape, target: Target, wish: Wish, tensor_bytes: Tenso
         found = estimate(step.settings)
         if target.lacks(found) is None:
             fitted = True
-            said = (steps[0].said, *reasons, *_choices(step.settings, shape), _summary(target, found))
+            said = (steps[0].said, *reasons, *_choices(step.settings, shape, target), _summary(target, found))
             yield Plan(target, step.settings, found, said, step.said)
     if not fitted:
         raise _nothing_fits(shape, target, wish, steps, estimate)
@@ -144,7 +145,12 @@ def _ladder(shape: PairShape, target: Target, wish: Wish, estimate: Callable[[En
         flash_attention="on",
         vision_flash_attention=suited.vision_flash_attention,
     )
-    yield _Step(settings, _beginning(settings, shape, target, wish))
+    beginning = _beginning(settings, shape, target, wish)
+    if target.host.dense == "built" and shape.quantised and settings.gpu_layers < 0:
+        yield _Step(_with_dense_prompts(settings, wish), beginning)
+        yield _Step(settings, "Long prompts are multiplied with the weights as they are, which takes longer on such a GPU")
+    else:
+        yield _Step(settings, beginning)
     if wish.micro_batch is None:
         for size in MICRO_BATCHES:
             if size < settings.micro_batch:
@@ -165,6 +171,11 @@ def _ladder(shape: PairShape, target: Target, wish: Wish, estimate: Callable[[En
         while settings.context_tokens // 2 >= least:
             settings = replace(settings, context_tokens=settings.context_tokens // 2)
             yield _Step(settings, f"A conversation has {settings.context_tokens} tokens")
+
+
+def _with_dense_prompts(settings: EngineSettings, wish: Wish) -> EngineSettings:
+    micro_batch = wish.micro_batch or max(MICRO_BATCH, settings.micro_batch)
+    return replace(settings, dense_prompts=True, micro_batch=micro_batch, batch_tokens=max(BATCH_TOKENS, settings.batch_tokens))
 
 
 def _off_the_gpu(
@@ -213,12 +224,16 @@ def _beginning(settings: EngineSettings, shape: PairShape, target: Target, wish:
     )
 
 
-def _choices(settings: EngineSettings, shape: PairShape) -> Iterator[str]:
+def _choices(settings: EngineSettings, shape: PairShape, target: Target) -> Iterator[str]:
     yield (
         f"So: a cache in {settings.kv_type} for {settings.slots} × {settings.context_tokens} tokens, micro-batches of "
         f"{settings.micro_batch}, {_layers(settings, shape)}, the vision tower on the {str(settings.tower).upper()}."
     )
     yield "Flash attention is on: without it the compute buffer grows with context times micro-batch."
+    if settings.dense_prompts:
+        yield "Long prompts are multiplied as dense BF16 matrices, which is quicker on such a GPU."
+    elif target.host.dense == "not built" and shape.quantised:
+        yield "A first token would come sooner on such a GPU after: python -m runtimes.dense"
 
 
 def _layers(settings: EngineSettings, shape: PairShape) -> str:

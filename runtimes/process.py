@@ -1,6 +1,6 @@
 """The parent's end of a worker process: start, frames out, replies in, and what its death means.
 
-    process = WorkerProcess()
+    process = WorkerProcess()                            # or with more for its environment
     report = process.call(Load(artifact, settings))      # raises the EdgemedError that the worker replied, or EngineDiedError
     pending = process.begin(Submit(request)); pending.get()
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -63,13 +64,14 @@ class Pending:
 class WorkerProcess:
     """One process that runs `runtimes.worker.main`."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         path = os.pathsep.join(p for p in (str(_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)) if p)
         # No debugger on an abort, no thread pool of numpy's beside llama.cpp's.
         env = {**os.environ, "PYTHONPATH": path, "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
         # How long llama.cpp's threads spin before they sleep at their some hundred meetings a token: enough for an idle machine's full
         # speed, fewer than libgomp's own 300,000, which waste a core that another program wants (docs/LOG.md, 2026-11-22).
         env.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+        env.update(environment or {})
         self._process = subprocess.Popen(
             [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
         )

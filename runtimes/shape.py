@@ -24,6 +24,7 @@ TensorBytes = Callable[[int, tuple[int, ...]], int | None]
 # so400m with 72, is slower there with flash attention than without (docs/LOG.md, 2026-11-22). On a CPU it is faster with any.
 FAST_HEADS = frozenset({64, 80, 96, 112, 128, 256})
 
+_PLAIN_TYPES = frozenset({0, 1, 30})  # F32, F16, BF16
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
@@ -103,6 +104,11 @@ class PairShape:
     llm: LlmShape
     tower: TowerShape
     image_tokens: int
+
+    @cached_property
+    def quantised(self) -> bool:
+        """Whether both have quantised matrices."""
+        return all(any(t.type not in _PLAIN_TYPES for t in part.tensors.values()) for part in (self.llm, self.tower))
 
 
 def tower_flash_attention(wanted: Literal["auto", "on", "off"], head_dim: int, on_gpu: bool) -> bool:

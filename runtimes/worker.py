@@ -20,7 +20,7 @@ from typing import BinaryIO
 import llama_cpp
 
 from edgemed.core.errors import EdgemedError, EngineLoadError
-from runtimes import libllama
+from runtimes import dense, libllama
 from runtimes.gguf_check import check_pair
 from runtimes.libcuda import shrink_context
 from runtimes.libmtmd import VisionTower
@@ -99,6 +99,8 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     if not command.text_only:
         check_pair(artifact, libllama.tensor_bytes)
     gpu = _find_gpu(settings)
+    if settings.dense_prompts:
+        _enable_dense(command, gpu is not None)
     own_blanks = manifest.space_prefix in ("first", "chunk")
     llm = libllama.LanguageModel(artifact.llm_path, settings, threads, no_space_prefix=own_blanks)
     device = gpu[1] if gpu and settings.gpu_layers != 0 else "CPU"
@@ -138,6 +140,16 @@ def _find_gpu(settings: EngineSettings) -> tuple[int, str] | None:
     if gpus and not 0 <= settings.device < len(gpus):
         raise EngineLoadError(f"Expected a GPU number below {len(gpus)}, found {settings.device}.", "Choose another device.")
     return gpus[settings.device] if gpus else None
+
+
+def _enable_dense(command: Load, gpu: bool) -> None:
+    manifest, settings = command.artifact.manifest, command.settings
+    if not gpu or settings.gpu_layers == 0:
+        raise EngineLoadError("Expected layers on a GPU for dense prompts, found them on the CPU.", "Leave dense_prompts out.")
+    if not command.text_only and not dense.suits(manifest):
+        found = f"{manifest.llm.quant} and {manifest.vision.quant}"
+        raise EngineLoadError(f"Expected quantised weights in both files for dense prompts, found {found}.", "Leave dense_prompts out.")
+    dense.enable(libllama.cuda_library())
 
 
 def _load_tower(

@@ -1,12 +1,11 @@
-"""The round of measurements on a lent GPU: its commands are such as their programs take, its library has the name that CUDA's looks for."""
+"""The round of measurements on a lent GPU: its commands are such as their programs take."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,22 +14,15 @@ from bench import gpu_round, peers
 from bench.gpu_round import STEPS, Round
 
 
-@pytest.mark.skipif(sys.platform != "linux" or shutil.which("g++") is None, reason="no g++")
-def test_the_library_answers_no(tmp_path: Path) -> None:
-    library = ctypes.CDLL(str(gpu_round.build_force_cublas(tmp_path)))
-    # As `nm -D libggml-cuda.so` has it, at the pinned version.
-    function = library._Z24ggml_cuda_should_use_mmq9ggml_typeill
-    function.restype = ctypes.c_bool
-    assert function(12, 900, ctypes.c_int64(641), ctypes.c_int64(0)) is False
-
-
 def test_each_step_has_commands_and_leaves_out_models(tmp_path: Path) -> None:
-    both = Round(tmp_path, tmp_path, 2, tmp_path / "lib.so")
+    both = Round(tmp_path, tmp_path, 2, True)
     counts = {name: len(list(step(both))) for name, step in STEPS.items()}
-    assert counts == {"make": 6, "med": 2, "tiny": 2, "parity": 1, "planning": 2, "settings": 2, "budget": 1}
-    tiny = Round(tmp_path, tmp_path, 2, None, ("tiny",))
+    assert counts == {"make": 6, "med": 1, "tiny": 1, "parity": 1, "planning": 2, "settings": 2, "budget": 1}
+    tiny = Round(tmp_path, tmp_path, 2, False, ("tiny",))
     assert [len(list(STEPS[name](tiny))) for name in ("make", "med", "tiny", "planning")] == [3, 0, 1, 1]
-    (*_, (last, environment)) = STEPS["tiny"](Round(tmp_path, tmp_path, 2, None, switches=("A=1", "B=2")))
+    ((dense, _),) = STEPS["med"](both)
+    assert gpu_round.DENSE in dense and gpu_round.DENSE not in next(STEPS["med"](replace(both, dense=False)))[0]
+    (*_, (last, environment)) = STEPS["tiny"](Round(tmp_path, tmp_path, 2, False, switches=("A=1", "B=2")))
     assert environment == {"B": "2"} and str(tmp_path / "tiny-B=2.json") in last
     (tmp_path / "tiny4").mkdir()
     assert not list(STEPS["make"](tiny)), "what was made is kept"
@@ -44,7 +36,7 @@ def test_a_failed_command_is_told_and_the_tables_come_last(
         return [([sys.executable, "-c", words], {}), ([sys.executable, "-c", "print('good')"], {})]
 
     monkeypatch.setitem(gpu_round.STEPS, "parity", step)
-    round_ = Round(tmp_path, tmp_path, 2, None)
+    round_ = Round(tmp_path, tmp_path, 2, False)
     row = peers.Row("edgemed Q4_K_M {}", encode_s=0.013, prefill_s=0.06, rest_s=0.001, first_token_s=0.074)
     (tmp_path / "med.json").write_text(json.dumps([row.__dict__]))
     (tmp_path / "med-rtx3050.json").write_text("{}")
@@ -57,7 +49,7 @@ def test_a_failed_command_is_told_and_the_tables_come_last(
 
 def test_the_commands_are_taken(tmp_path: Path) -> None:
     for step in ("make", "med", "parity", "planning", "settings"):
-        for command, _ in STEPS[step](Round(tmp_path, tmp_path, 2, tmp_path / "lib.so", ("med",))):
+        for command, _ in STEPS[step](Round(tmp_path, tmp_path, 2, True, ("med",))):
             if command[1] == "-m":
                 done = subprocess.run([*command, "--help"], capture_output=True, text=True)
                 assert done.returncode == 0, done.stderr

@@ -1,0 +1,66 @@
+// Preloaded in front of libggml-cuda: long prompts are multiplied as BF16 matrices by cuBLAS, out of weights that are unpacked for it.
+//
+// Two of that library's functions are answered here, which it calls through its table of dynamic symbols: whether a product is computed
+// on the quantised weights themselves, and what unpacks them to BF16. Its own unpacking of K-quants starts one warp for each 256
+// values, which takes three times as long on an H200 (docs/LOG.md, 2026-11-29). Built and switched on by runtimes/dense.py.
+#include "blocks.h"
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <dlfcn.h>
+#include <stdlib.h>
+
+enum ggml_type : int { TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14 };
+typedef void (*to_bf16_cuda_t)(const void *, nv_bfloat16 *, int64_t, cudaStream_t);
+
+constexpr int THREADS = 256, ROUNDS = 4;
+
+static void *library = nullptr;
+static int64_t least_rows = INT64_MAX;
+
+// Before the first product: libggml-cuda's path, and of how many rows a product is dense. 0, or 1 where that library is another one.
+extern "C" int edgemed_dense_prompts(const char *path, int rows) {
+    library = dlopen(path, RTLD_NOLOAD | RTLD_LAZY);
+    least_rows = rows;
+    return !library || !dlsym(library, "_Z24ggml_cuda_should_use_mmq9ggml_typeill") || !dlsym(library, "_Z21ggml_get_to_bf16_cuda9ggml_type");
+}
+
+template <typename F> static F own(const char *name) {
+    void *found = library ? dlsym(library, name) : nullptr;
+    if (!found) abort();
+    return (F) found;
+}
+
+bool ggml_cuda_should_use_mmq(ggml_type type, int cc, int64_t rows, int64_t experts) {
+    static const auto next = own<bool (*)(ggml_type, int, int64_t, int64_t)>("_Z24ggml_cuda_should_use_mmq9ggml_typeill");
+    return (rows < least_rows || experts > 0) && next(type, cc, rows, experts);
+}
+
+template <typename Block> __global__ void __launch_bounds__(THREADS) unpack(const uint8_t *__restrict__ x, nv_bfloat16 *__restrict__ y, int64_t eighths) {
+    const int64_t first = (int64_t) blockIdx.x * THREADS * ROUNDS + threadIdx.x;
+#pragma unroll
+    for (int round = 0; round < ROUNDS; ++round) {
+        const int64_t at = first + round * THREADS;
+        if (at >= eighths) return;
+        constexpr int PER_BLOCK = Block::VALUES / 8;
+        float values[8];
+        Block::unpack(x + at / PER_BLOCK * Block::BYTES, at % PER_BLOCK, values);
+        __nv_bfloat162 out[4];
+        for (int i = 0; i < 4; ++i) out[i] = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
+        *(uint4 *) (y + 8 * at) = *(uint4 *) out;
+    }
+}
+
+template <typename Block> static void run(const void *x, nv_bfloat16 *y, int64_t values, cudaStream_t stream) {
+    const int64_t eighths = values / 8, each = THREADS * ROUNDS;
+    unpack<Block><<<(eighths + each - 1) / each, THREADS, 0, stream>>>((const uint8_t *) x, y, eighths);
+}
+
+to_bf16_cuda_t ggml_get_to_bf16_cuda(ggml_type type) {
+    static const auto next = own<to_bf16_cuda_t (*)(ggml_type)>("_Z21ggml_get_to_bf16_cuda9ggml_type");
+    switch (type) {
+        case TYPE_Q8_0: return run<Q80>;
+        case TYPE_Q4_K: return run<Q4K>;
+        case TYPE_Q6_K: return run<Q6K>;
+        default: return next(type);
+    }
+}
