@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgemed.core.errors import EdgemedError, EngineLoadError, ResourceError
@@ -49,11 +49,11 @@ def environment(library: Path) -> dict[str, str]:
     return {**joined, "GGML_CUDA_CUBLAS_COMPUTE_TYPE": "bf16"}
 
 
-def enable(cuda_library: Path) -> None:
-    """In a process with that environment, before the first product. Raises EngineLoadError."""
+def enable(cuda_libraries: Sequence[Path]) -> None:
+    """In a process with that environment, before the first product. `cuda_libraries`: one of them is loaded. Raises EngineLoadError."""
     switch = getattr(ctypes.CDLL(None), "edgemed_dense_prompts", None)
-    if switch is None or switch(os.fsencode(cuda_library), LEAST_ROWS):
-        found = "none preloaded" if switch is None else f"that {cuda_library.name} is another one"
+    if switch is None or all(switch(os.fsencode(path), LEAST_ROWS) for path in cuda_libraries):
+        found = "none preloaded" if switch is None else "that its functions are not there"
         raise EngineLoadError(
             f"Expected the library for dense prompts to work with llama.cpp's, found {found}.", "Build it again: python -m runtimes.dense"
         )

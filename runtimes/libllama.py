@@ -128,12 +128,12 @@ def hold_gpu_memory(device: int, size: int) -> int | None:
 
 def has_gpu_library() -> bool:
     """Whether the installed build can use NVIDIA's GPUs, told without waking one."""
-    return any("ggml-cuda" in path.name for path in Path(lib._base_path).iterdir())
+    return bool(cuda_libraries())
 
 
-def cuda_library() -> Path:
-    """The file of it. There must be one."""
-    return next(path for path in sorted(Path(lib._base_path).iterdir()) if "ggml-cuda" in path.name)
+def cuda_libraries() -> list[Path]:
+    """The files of it: a build installs a copy under each of its names, and the linker takes one of them."""
+    return sorted(path for path in Path(lib._base_path).iterdir() if "ggml-cuda" in path.name)
 
 
 def runtime_version() -> str:

@@ -149,7 +149,7 @@ def _enable_dense(command: Load, gpu: bool) -> None:
     if not command.text_only and not dense.suits(manifest):
         found = f"{manifest.llm.quant} and {manifest.vision.quant}"
         raise EngineLoadError(f"Expected quantised weights in both files for dense prompts, found {found}.", "Leave dense_prompts out.")
-    dense.enable(libllama.cuda_library())
+    dense.enable(libllama.cuda_libraries())
 
 
 def _load_tower(

@@ -120,17 +120,19 @@ def test_a_library_that_does_not_match_is_refused(tmp_path: Path, monkeypatch: p
     answers = {}
     for code in (0, 1):
         source, library = tmp_path / f"s{code}.c", tmp_path / f"s{code}.so"
-        source.write_text(f"int edgemed_dense_prompts(const char *path, int rows) {{ return rows == 96 && path[0] ? {code} : 7; }}")
+        body = f"return rows != 96 || strcmp(path + strlen(path) - 5, \".so.0\") || {code};"
+        source.write_text(f"#include <string.h>\nint edgemed_dense_prompts(const char *path, int rows) {{ {body} }}")
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
-        words = "import sys; from pathlib import Path; from runtimes import dense\ntry: dense.enable(Path('/x/libggml-cuda.so'))\n"
+        words = "from pathlib import Path; from runtimes import dense\n"
+        words += "try: dense.enable([Path('/x/libggml-cuda.so'), Path('/x/libggml-cuda.so.0')])\n"
         words += "except Exception as e: print(type(e).__name__, e.message)"
         process = subprocess.run(
             [sys.executable, "-c", words], env={**os.environ, **dense.environment(library)}, capture_output=True, text=True, check=True
         )
         answers[code] = process.stdout
-    assert answers[0] == "" and answers[1].startswith("EngineLoadError") and "libggml-cuda.so is another one" in answers[1]
+    assert answers[0] == "" and answers[1].startswith("EngineLoadError") and "its functions are not there" in answers[1]
     with pytest.raises(EngineLoadError, match="none preloaded"):
-        dense.enable(Path("libggml-cuda.so"))
+        dense.enable([Path("libggml-cuda.so")])
 
 
 def test_a_worker_gets_its_environment() -> None:

@@ -17,7 +17,8 @@ constexpr int THREADS = 256, ROUNDS = 4;
 static void *library = nullptr;
 static int64_t least_rows = INT64_MAX;
 
-// Before the first product: libggml-cuda's path, and of how many rows a product is dense. 0, or 1 where that library is another one.
+// Before the first product: libggml-cuda's path, and of how many rows a product is dense. 0, or 1 where that file is not loaded or
+// is another version's.
 extern "C" int edgemed_dense_prompts(const char *path, int rows) {
     library = dlopen(path, RTLD_NOLOAD | RTLD_LAZY);
     least_rows = rows;
