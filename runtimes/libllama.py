@@ -220,6 +220,11 @@ class LanguageModel:
         tiled = not on_gpu and settings.flash_attention != "off" and settings.kv_type in ("f16", "f32")
         self.tile_rows = CPU_TILE_ROWS if tiled and settings.micro_batch % CPU_TILE_ROWS == 0 else 1
 
+    @property
+    def address(self) -> Any:
+        """llama_model, for libmtmd."""
+        return self._model
+
     def close(self) -> None:
         """Free context and model."""
         self._rows.close()

@@ -1,6 +1,6 @@
 """libmtmd through ctypes: a tower with its projector that turns prepared pixels into rows for the LLM.
 
-    tower = VisionTower(path, image_size_px=384, width=576, threads=2, gpu=None, rewritable=False)
+    tower = VisionTower(path, image_size_px=384, llm=llm, threads=2, gpu=None, rewritable=False)
     rows = tower.encode(pixels)                                  # float32 [patches, width]
     rows = tower.encode(pixels, positions=..., patches=...)      # with the graph's index inputs overwritten (rewritable towers)
 
@@ -59,20 +59,20 @@ class VisionTower:
         self,
         path: Path,
         image_size_px: int,
-        width: int,
+        llm: libllama.LanguageModel,
         threads: int,
         gpu: int | None,
         rewritable: bool,
         flash_attention: bool = False,
         exact: bool = False,
     ) -> None:
-        """`width` is the LLM's embedding length, `gpu` a device handle or None for the CPU. Raises EngineLoadError.
+        """`llm` is what the rows are for, `gpu` a device handle or None for the CPU. Raises EngineLoadError.
 
         `exact`: products of F16 weights are added up in float32. llama.cpp's CUDA backend has cuBLAS do it in F16, which costs a
         CLIP-L tower a relative error of 3e-3 (docs/LOG.md, 2026-11-22).
         """
         lib.mtmd_helper_log_set(libllama.log_callback(), ctypes.c_void_p(0))
-        self._size_px, self._width = image_size_px, width
+        self._size_px, self._width = image_size_px, llm.width
         self._exact = exact
         self._wanted: dict[bytes, I32] = {}
         self._written: set[bytes] = set()
@@ -92,8 +92,9 @@ class VisionTower:
         self._callback = self._node_callback() if rewritable or exact else None
         if self._callback is not None:
             params.cb_eval = self._callback
-        # No text model: the rows are fed by us, and the pair was checked before (gguf_check.py).
-        self._ctx = lib.mtmd_init_from_file(os.fsencode(path), None, params)
+        # Rows are fed by us and texts tokenised elsewhere. But without a language model, libmtmd leaves unset how it counts an image's rows
+        # (mtmd_context::pos_type at the pinned version), and ends the process where memory held another way by chance.
+        self._ctx = lib.mtmd_init_from_file(os.fsencode(path), llm.address, params)
         if not self._ctx:
             raise libllama.load_error(f"llama.cpp could not load {path.name}.", "Run: edgemed verify, or convert the model again.")
 

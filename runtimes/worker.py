@@ -105,7 +105,7 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     llm = libllama.LanguageModel(artifact.llm_path, settings, threads, no_space_prefix=own_blanks)
     device = gpu[1] if gpu and settings.gpu_layers != 0 else "CPU"
     tower_device = gpu[1] if gpu and settings.tower != "cpu" and not command.text_only else "CPU"
-    encoder, checked = _load_tower(command, llm.width, threads, gpu, tower_device)
+    encoder, checked = _load_tower(command, llm, threads, gpu, tower_device)
     threads_of_encode: list[EncodeThread] = []
     ahead = device != "CPU"
     scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send, ahead)
@@ -153,7 +153,7 @@ def _enable_dense(command: Load, gpu: bool) -> None:
 
 
 def _load_tower(
-    command: Load, width: int, threads: int, gpu: tuple[int, str] | None, device: str
+    command: Load, llm: libllama.LanguageModel, threads: int, gpu: tuple[int, str] | None, device: str
 ) -> tuple[VisionEncoder | None, tuple[VisionCheck, float | None]]:
     """The tower, checked, and how. `device`: what it is computed on, by name."""
     artifact, settings, manifest = command.artifact, command.settings, command.artifact.manifest
@@ -168,7 +168,7 @@ def _load_tower(
     tower = VisionTower(
         artifact.mmproj_path,
         manifest.image.size_px,
-        width,
+        llm,
         threads,
         handle,
         rewritable=manifest.vision.tower == "clip",
