@@ -182,11 +182,11 @@ def main() -> int:
         parser.error(f"expected steps out of {', '.join(STEPS)}, found {', '.join(unknown)}")
     args.work.mkdir(parents=True, exist_ok=True)
     try:
-        print(build(shutil.which("nvcc"), read_capability()), flush=True)
+        library = built_library(read_capability()) or build(shutil.which("nvcc"), read_capability())
     except EdgemedError as error:  # time on the machine is dear: the rest is measured all the same
         print(f"No rows with dense prompts: {error.message}", flush=True)
-    dense = built_library() is not None
-    round_ = Round(args.work, args.bin_dir, args.threads, dense, tuple(args.models.split(",")), tuple(args.switch))
+        library = None
+    round_ = Round(args.work, args.bin_dir, args.threads, library is not None, tuple(args.models.split(",")), tuple(args.switch))
     failed = run(steps, round_)
     report(round_)
     print(f"{failed} command(s) failed")

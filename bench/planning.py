@@ -29,7 +29,7 @@ from edgemed.core.manifest import Artifact, load_artifact
 from edgemed.core.probe import probe_pixels
 from edgemed.core.units import format_bytes
 from runtimes import libllama
-from runtimes.dense import BATCH_TOKENS, MICRO_BATCH, suits
+from runtimes.dense import BATCH_TOKENS, MICRO_BATCH
 from runtimes.engine import Engine, prepare_request
 from runtimes.estimate import Estimate, Host, estimate_memory
 from runtimes.graph import CPU, GPU, Place
@@ -228,7 +228,7 @@ def main() -> None:
         artifact = load_artifact(folder)
         shape = read_shape(artifact, libllama.tensor_bytes)
         warm_up(artifact, host)
-        dense = host.dense == "built" and suits(artifact.manifest)
+        dense = host.dense == "built" and shape.suits_dense_prompts
         for settings in cuda_grid(shape.llm.layers, args.quick, dense) if host.gpu else cpu_grid(args.quick):
             if settings.context_tokens < shape.image_tokens + 128:
                 continue

@@ -27,7 +27,7 @@ from edgemed.core.images import load_image, prepare
 from edgemed.core.manifest import Artifact, verify_files
 from runtimes import dense
 from runtimes.account import lacks_memory
-from runtimes.memory import measure_memory
+from runtimes.memory import measure_memory, read_capability
 from runtimes.messages import Collected, EngineSettings, EngineStats, Event, Failed, Finished, LoadReport, PreparedImage, Request, Token
 from runtimes.process import Pending, WorkerProcess
 from runtimes.wire import Cancel, Embed, Evaluate, Load, SchedulerStats, Stats, Submit, SubmitGroup, Tokenize
@@ -112,7 +112,7 @@ class Engine:
         return cls(artifact, replace(settings, context_tokens=context), text_only=True)
 
     def _start(self) -> tuple[WorkerProcess, LoadReport]:
-        process = WorkerProcess(_dense_environment() if self.settings.dense_prompts else None)
+        process = WorkerProcess(_dense_environment(self.settings.device) if self.settings.dense_prompts else None)
         try:
             report = process.call(Load(self.artifact, self.settings, self._text_only))
         except EngineDiedError as error:
@@ -291,10 +291,12 @@ def _check_text(texts: Sequence[str]) -> None:
         raise InputError("Expected text in Unicode, found bytes that are none.", "Type the question again.") from error
 
 
-def _dense_environment() -> dict[str, str]:
-    library = dense.built_library()
+def _dense_environment(device: int) -> dict[str, str]:
+    library = dense.built_library(read_capability(device))
     if library is None:
-        raise EngineLoadError("Expected the library for dense prompts, found that it was not built.", "Run: python -m runtimes.dense")
+        raise EngineLoadError(
+            "Expected the library for dense prompts and a GPU for it, found that it was not built for one.", "Run: python -m runtimes.dense"
+        )
     return dense.environment(library)
 
 

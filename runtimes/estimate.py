@@ -24,6 +24,7 @@ from math import prod
 from typing import Literal
 
 from runtimes.compute import Setup, Usage, llm_compute, tower_compute
+from runtimes.dense import LEAST_ROWS
 from runtimes.gguf_header import TensorInfo
 from runtimes.graph import ALIGNMENT, CPU, CUDA_ROW_PADDING, GPU, Place, align
 from runtimes.messages import DenseState, EngineSettings
@@ -132,7 +133,7 @@ def estimate_memory(shape: PairShape, settings: EngineSettings, host: Host, tens
         Item("output", CPU, 4 * llm.vocab * settings.slots),
         *_computed(usage, tower),
         *_images(shape, settings, ROW_COPIES + (tower_place == GPU)),
-        Item("dense prompts", GPU, _dense_bytes(shape, setup, tower_place == GPU) if settings.dense_prompts else 0),
+        Item("dense prompts", GPU, _dense_bytes(shape, settings, tower_place == GPU) if settings.dense_prompts else 0),
         Item("program", CPU, PROGRAM_BYTES + TOKEN_BYTES * llm.vocab + MERGE_BYTES * llm.merges),
     ]
     if GPU in places or tower_place == GPU:
@@ -152,13 +153,16 @@ def _cuda_bytes(llm: LlmShape, settings: EngineSettings, tower: bool, layers: in
     return sum(size for applies, size in parts if applies)
 
 
-def _dense_bytes(shape: PairShape, setup: Setup, tower: bool) -> int:
+def _dense_bytes(shape: PairShape, settings: EngineSettings, tower: bool) -> int:
     """cuda/prompts.cu: for each graph the largest matrix in BF16 with what it is multiplied with."""
-    llm = [t.shape for name, t in shape.llm.tensors.items() if shape.llm.layer_of(name) is not None]
-    parts = [(llm, setup.batch_rows)]
-    if tower:
-        parts.append(([t.shape for t in shape.tower.tensors.values()], shape.tower.rows))
-    return sum(max(2 * prod(s) + 2 * s[0] * rows for s in shapes if len(s) == 2) for shapes, rows in parts)
+    llm, rows = shape.llm, setup_of(settings).batch_rows
+    layers: list[tuple[int, ...]] = [t.shape for name, t in llm.tensors.items() if llm.layer_of(name) is not None and len(t.shape) == 2]
+    products = [(matrix, rows) for matrix in layers]
+    if settings.slots >= LEAST_ROWS:  # so many answers' next tokens at once
+        products.append((llm.tensors["token_embd.weight" if llm.tied else "output.weight"].shape, settings.slots))
+    most = max(2 * prod(matrix) + 2 * matrix[0] * n for matrix, n in products)
+    towers = [t.shape for t in shape.tower.tensors.values() if tower and len(t.shape) == 2]
+    return most + max((2 * prod(matrix) + 2 * matrix[0] * shape.tower.rows for matrix in towers), default=0)
 
 
 def gpu_layers(llm: LlmShape, settings: EngineSettings) -> int:

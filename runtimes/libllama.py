@@ -466,11 +466,12 @@ class _RowBatch:
                 together = sequences[index]
                 if _add_row(batch, together[0], row) != index or not _set_position(batch, index, place + places.itemsize * index):
                     raise EngineError(f"llama.cpp refused row {index} of a batch.", "Report this as a fault of edgemed.")
-                for sequence in together[1:]:
-                    _add_sequence(batch, index, sequence)
+                if not all(_add_sequence(batch, index, sequence) for sequence in together[1:]):
+                    raise EngineError(f"llama.cpp refused the sequences of row {index}.", "Report this as a fault of edgemed.")
                 index += 1
         for output in outputs:
-            lib.llama_batch_ext_set_output_logits(batch, output, True)
+            if not lib.llama_batch_ext_set_output_logits(batch, output, True):
+                raise EngineError(f"llama.cpp refused the logits of row {output}.", "Report this as a fault of edgemed.")
         return int(batch)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from edgemed.core.errors import ArtifactError, EngineMemoryError, ResourceError
+from edgemed.core.errors import ArtifactError, EngineLoadError, EngineMemoryError, ResourceError
 from edgemed.core.manifest import Artifact
 from edgemed.core.units import format_bytes
 from runtimes import dense, libllama
@@ -31,7 +31,8 @@ def plan_target(name: str, index: int = 0) -> Target:
     if profile.gpu:
         context = int(profile.context_bytes.value) if profile.context_bytes is not None else 0
         features = libllama.cpu_features() if profile.local else frozenset(profile.cpu_features)
-        host = Host(True, features, context, physical_cores(), dense.state(index) if profile.local else "no")
+        state = dense.state(index) if profile.local and libllama.has_gpu_library() else "no"
+        host = Host(True, features, context, physical_cores(), state)
         return Target(profile, host, gpu_budget(profile, index), host_budget() if profile.local else None)
     return Target(profile, Host(False, libllama.cpu_features(), 0, physical_cores()), None, host_budget())
 
@@ -71,13 +72,17 @@ def _shape_of(artifact: Artifact) -> PairShape:
 
 def open_planned(artifact: Artifact, target: Target, wish: Wish, note: Callable[[str], None]) -> tuple[Engine, Plan]:
     """Load by the best plan, or by the next where memory could not be had, saying so to `note`. Raises what Engine.open raises."""
-    failed: EngineMemoryError | None = None
+    failed: EngineLoadError | None = None
     for plan in list_plans(_shape_of(artifact), target, wish, libllama.tensor_bytes):
-        if failed is not None:
+        if isinstance(failed, EngineMemoryError):
             note(f"Loading failed for lack of memory; trying a smaller plan: {plan.step}.")
+        elif failed is not None:
+            note(f"Loading with dense prompts failed; trying without. {failed.message} {failed.hint}")
         try:
             return Engine.open(artifact, plan.settings), plan
-        except EngineMemoryError as error:
+        except EngineLoadError as error:
+            if not isinstance(error, EngineMemoryError) and not plan.settings.dense_prompts:
+                raise
             failed = error
     assert failed is not None  # list_plans yields one, or raises
     raise failed

@@ -29,6 +29,7 @@ LEAST_TEXT_TOKENS = 256
 MICRO_BATCHES = (512, 256, 128)
 MOST_USERS = 256
 KvType = Literal["f16", "q8_0"]
+_BUILD = "A first token would come sooner on such a GPU after: python -m runtimes.dense"
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,15 @@ def list_plans(shape: PairShape, target: Target, wish: Wish, tensor_bytes: Tenso
     steps: list[_Step] = []
     reasons: list[str] = []  # why each step down was taken
     fitted = False
+    advice: list[str] = []
     for step in _ladder(shape, target, wish, estimate):
         reasons += [_because(step.said, target, estimate(steps[-1].settings))] if steps else []
         steps.append(step)
         found = estimate(step.settings)
+        advice = [_BUILD] if len(steps) == 1 and _would_gain(step.settings, shape, target, wish, estimate) else []
         if target.lacks(found) is None:
             fitted = True
-            said = (steps[0].said, *reasons, *_choices(step.settings, shape, target), _summary(target, found))
+            said = (steps[0].said, *reasons, *_choices(step.settings, shape), *advice, _summary(target, found))
             yield Plan(target, step.settings, found, said, step.said)
     if not fitted:
         raise _nothing_fits(shape, target, wish, steps, estimate)
@@ -146,7 +149,7 @@ def _ladder(shape: PairShape, target: Target, wish: Wish, estimate: Callable[[En
         vision_flash_attention=suited.vision_flash_attention,
     )
     beginning = _beginning(settings, shape, target, wish)
-    if target.host.dense == "built" and shape.quantised and settings.gpu_layers < 0:
+    if target.host.dense == "built" and shape.suits_dense_prompts and settings.gpu_layers < 0:
         yield _Step(_with_dense_prompts(settings, wish), beginning)
         yield _Step(settings, "Long prompts are multiplied with the weights as they are, which takes longer on such a GPU")
     else:
@@ -224,7 +227,15 @@ def _beginning(settings: EngineSettings, shape: PairShape, target: Target, wish:
     )
 
 
-def _choices(settings: EngineSettings, shape: PairShape, target: Target) -> Iterator[str]:
+def _would_gain(
+    settings: EngineSettings, shape: PairShape, target: Target, wish: Wish, estimate: Callable[[EngineSettings], Estimate]
+) -> bool:
+    """Whether dense prompts would be planned if their library were built."""
+    possible = target.host.dense == "not built" and shape.suits_dense_prompts and settings.gpu_layers < 0
+    return possible and target.lacks(estimate(_with_dense_prompts(settings, wish))) is None
+
+
+def _choices(settings: EngineSettings, shape: PairShape) -> Iterator[str]:
     yield (
         f"So: a cache in {settings.kv_type} for {settings.slots} × {settings.context_tokens} tokens, micro-batches of "
         f"{settings.micro_batch}, {_layers(settings, shape)}, the vision tower on the {str(settings.tower).upper()}."
@@ -232,8 +243,6 @@ def _choices(settings: EngineSettings, shape: PairShape, target: Target) -> Iter
     yield "Flash attention is on: without it the compute buffer grows with context times micro-batch."
     if settings.dense_prompts:
         yield "Long prompts are multiplied as dense BF16 matrices, which is quicker on such a GPU."
-    elif target.host.dense == "not built" and shape.quantised:
-        yield "A first token would come sooner on such a GPU after: python -m runtimes.dense"
 
 
 def _layers(settings: EngineSettings, shape: PairShape) -> str:

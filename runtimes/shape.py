@@ -24,7 +24,7 @@ TensorBytes = Callable[[int, tuple[int, ...]], int | None]
 # so400m with 72, is slower there with flash attention than without (docs/LOG.md, 2026-11-22). On a CPU it is faster with any.
 FAST_HEADS = frozenset({64, 80, 96, 112, 128, 256})
 
-_PLAIN_TYPES = frozenset({0, 1, 30})  # F32, F16, BF16
+_UNPACKED_TYPES = frozenset({8, 12, 14})  # Q8_0, Q4_K, Q6_K
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
@@ -104,11 +104,14 @@ class PairShape:
     llm: LlmShape
     tower: TowerShape
     image_tokens: int
+    # The tower's type by the manifest. One of 16 bits is computed more exactly than in BF16 (libmtmd.py).
+    tower_quant: str = ""
 
     @cached_property
-    def quantised(self) -> bool:
-        """Whether both have quantised matrices."""
-        return all(any(t.type not in _PLAIN_TYPES for t in part.tensors.values()) for part in (self.llm, self.tower))
+    def suits_dense_prompts(self) -> bool:
+        """Whether dense prompts gain (the layers' matrices are all of types that cuda/prompts.cu unpacks) and the tower loses nothing."""
+        layers = {t.type for name, t in self.llm.tensors.items() if self.llm.layer_of(name) is not None and len(t.shape) == 2}
+        return layers <= _UNPACKED_TYPES and self.tower_quant not in ("F16", "BF16")
 
 
 def tower_flash_attention(wanted: Literal["auto", "on", "off"], head_dim: int, on_gpu: bool) -> bool:
@@ -125,7 +128,8 @@ def read_shape(artifact: Artifact, tensor_bytes: TensorBytes) -> PairShape:
     """Read both headers. Raises ArtifactError."""
     llm = read_header(artifact.llm_path, tensor_bytes)
     tower = read_tower(artifact.mmproj_path, tensor_bytes)
-    return PairShape(artifact.manifest.name, _llm_shape(llm), tower, artifact.manifest.vision.image_tokens)
+    vision = artifact.manifest.vision
+    return PairShape(artifact.manifest.name, _llm_shape(llm), tower, vision.image_tokens, vision.quant)
 
 
 def _number(header: Header, key: str, default: int | None = None) -> int:

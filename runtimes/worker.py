@@ -27,7 +27,7 @@ from runtimes.libmtmd import VisionTower
 from runtimes.messages import EngineSettings, LoadReport, Token, VisionCheck
 from runtimes.probes import check_vision
 from runtimes.scheduler import Scheduler
-from runtimes.shape import read_tower, tower_flash_attention
+from runtimes.shape import read_shape, read_tower, tower_flash_attention
 from runtimes.system import keep_freed_memory, physical_cores
 from runtimes.vision import EncodeThread, VisionEncoder
 from runtimes.wire import Cancel, Command, Load, pack_frame, read_frame, write_frame
@@ -143,13 +143,14 @@ def _find_gpu(settings: EngineSettings) -> tuple[int, str] | None:
 
 
 def _enable_dense(command: Load, gpu: bool) -> None:
-    manifest, settings = command.artifact.manifest, command.settings
+    settings, hint = command.settings, "Leave dense_prompts out."
     if not gpu or settings.gpu_layers == 0:
-        raise EngineLoadError("Expected layers on a GPU for dense prompts, found them on the CPU.", "Leave dense_prompts out.")
-    if not command.text_only and not dense.suits(manifest):
-        found = f"{manifest.llm.quant} and {manifest.vision.quant}"
-        raise EngineLoadError(f"Expected quantised weights in both files for dense prompts, found {found}.", "Leave dense_prompts out.")
-    dense.enable(libllama.cuda_libraries())
+        raise EngineLoadError("Expected layers on a GPU for dense prompts, found them on the CPU.", hint)
+    if settings.flash_attention == "off":
+        raise EngineLoadError("Expected flash attention for dense prompts, found it off.", hint)
+    if not command.text_only and not read_shape(command.artifact, libllama.tensor_bytes).suits_dense_prompts:
+        raise EngineLoadError("Expected Q4_K, Q6_K or Q8_0 and a quantised tower for dense prompts, found other types.", hint)
+    dense.enable(libllama.cuda_libraries(), settings.device)
 
 
 def _load_tower(

@@ -19,14 +19,16 @@ from test_runtimes_planning import big_pair
 
 from edgemed.core.errors import EdgemedError, EngineLoadError, ResourceError
 from edgemed.core.manifest import Artifact
-from runtimes import dense, libllama
+from runtimes import dense, libllama, opening, worker
 from runtimes.devices import find_device
 from runtimes.engine import Engine
 from runtimes.estimate import Host, estimate_memory
 from runtimes.graph import GPU
 from runtimes.messages import EngineSettings
 from runtimes.planner import Target, Wish, list_plans, make_plan
+from runtimes.probes import check_vision
 from runtimes.process import WorkerProcess
+from runtimes.wire import Load
 
 GB = 10**9
 CUDA = Path(dense.__file__).parent / "cuda"
@@ -71,26 +73,35 @@ def test_blocks_are_unpacked_as_gguf_does(tmp_path: Path) -> None:
 @linux
 def test_the_library_is_built_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEMED_HOME", str(tmp_path / "home"))
-    assert dense.built_library() is None
+    assert dense.built_library((9, 0)) is None
     nvcc = tmp_path / "nvcc"
     fails, works = "echo 'error: no such architecture' >&2; exit 2", 'while [ "$1" != -o ]; do shift; done; echo lib > "$2"'
     for words, exits in ((fails, False), (works, True)):
         nvcc.write_text(f"#!/bin/sh\n{words}\n")
         nvcc.chmod(0o755)
         if exits:
-            assert dense.build(str(nvcc), (9, 0)) == dense.built_library()
+            assert dense.build(str(nvcc), (9, 0)) == dense.built_library((9, 0))
         else:
             with pytest.raises(EdgemedError, match=r"prompts\.cu, found exit code 2: error: no such architecture"):
                 dense.build(str(nvcc), (9, 0))
-            assert dense.built_library() is None
+            assert dense.built_library((9, 0)) is None
         assert len(list((tmp_path / "home" / "cuda").iterdir())) == int(exits), "nothing half-built is left"
     with pytest.raises(ResourceError, match="found no nvcc"):
         dense.build(None, (9, 0))
-    for capability, said in (((8, 6), "one of 8.6"), (None, "none that NVML can see")):
+    for capability, said in (((8, 6), "9.0, found one of 8.6"), (None, "none that NVML can see")):
         with pytest.raises(ResourceError, match=said):
             dense.build(str(nvcc), capability)
     monkeypatch.setattr(dense, "package_version", lambda name: "another")
-    assert dense.built_library() is None, "built for another llama.cpp"
+    assert dense.built_library((9, 0)) is None, "built for another llama.cpp"
+    monkeypatch.setattr(dense, "CAPABILITIES", {(9, 0), (10, 0)})
+    assert dense.library_path((9, 0)) != dense.library_path((10, 0))
+    monkeypatch.setenv("EDGEMED_HOME", str(tmp_path / "a home"))  # LD_PRELOAD would take it for two
+    with pytest.raises(ResourceError, match="without blanks and colons"):
+        dense.build(str(nvcc), (9, 0))
+    path = dense.library_path((9, 0))
+    path.parent.mkdir(parents=True)
+    path.write_text("lib")
+    assert dense.built_library((9, 0)) is None
 
 
 @linux
@@ -102,6 +113,8 @@ def test_it_compiles_and_has_the_names_that_llama_cpp_looks_for(tmp_path: Path, 
     # As `nm -D libggml-cuda.so` has them, at the pinned version.
     for name in ("_Z24ggml_cuda_should_use_mmq9ggml_typeill", "_Z21ggml_get_to_bf16_cuda9ggml_type", "edgemed_dense_prompts"):
         assert f" T {name}" in names
+    needed = subprocess.run(["readelf", "-d", str(built)], capture_output=True, text=True, check=True).stdout
+    assert "libstdc++" not in needed and "libcudart" not in needed
 
 
 def test_without_library_or_gpu_it_is_refused(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,30 +122,81 @@ def test_without_library_or_gpu_it_is_refused(artifact: Artifact, tmp_path: Path
     settings = EngineSettings(context_tokens=256, gpu_layers=0, dense_prompts=True)
     with pytest.raises(EngineLoadError, match="not built"):
         Engine.open(artifact, settings)
-    monkeypatch.setattr(dense, "built_library", lambda: tmp_path / "none.so")
+    monkeypatch.setattr(dense, "built_library", lambda capability: tmp_path / "none.so")
     with pytest.raises(EngineLoadError, match="found them on the CPU"):
         Engine.open(artifact, settings)
+
+
+def test_the_worker_refuses_what_it_cannot_be_used_for(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled: list[int] = []
+    monkeypatch.setattr(dense, "enable", lambda libraries, device: enabled.append(device))
+    settings = EngineSettings(dense_prompts=True, device=1)
+    for change, gpu, said in (({}, False, "on the CPU"), ({"flash_attention": "off"}, True, "found it off"), ({}, True, "other types")):
+        with pytest.raises(EngineLoadError, match=said):
+            worker._enable_dense(Load(artifact, replace(settings, **change)), gpu)  # type: ignore[arg-type]
+    assert not enabled
+    monkeypatch.setattr(worker, "read_shape", lambda artifact, tensor_bytes: small_tower("Q4_K"))
+    worker._enable_dense(Load(artifact, settings), True)
+    assert enabled == [1]
+
+
+def test_the_tower_is_probed_each_time(artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Encoder:
+        mode = "plain"
+
+        def check(self, certificate: object) -> float:
+            return 0.25
+
+    monkeypatch.setenv("EDGEMED_HOME", str(tmp_path))
+
+    def check(settings: EngineSettings) -> Any:
+        return check_vision(Encoder(), artifact.manifest, "runtime", "GPU", True, settings)  # type: ignore[arg-type]
+
+    usual, settings = EngineSettings(), EngineSettings(dense_prompts=True)
+    assert [check(s) for s in (settings, usual, usual, settings)] == [("probed", 0.25)] * 2 + [("remembered", None), ("probed", 0.25)]
+
+
+def test_where_it_does_not_load_the_next_plan_does(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    opened: list[bool] = []
+    monkeypatch.setattr(opening, "read_shape", lambda artifact, tensor_bytes: small_tower("Q4_K"))
+
+    def open_engine(artifact: Artifact, settings: EngineSettings) -> str:
+        opened.append(settings.dense_prompts)
+        if settings.dense_prompts:
+            raise EngineLoadError("Expected a library, found none preloaded.", "Build it again.")
+        if len(opened) == 4:
+            raise EngineLoadError("The file is damaged.")
+        return "engine"
+
+    monkeypatch.setattr(opening.Engine, "open", open_engine)
+    engine, plan = opening.open_planned(artifact, place("built", 140 * GB), Wish(), said.append)
+    assert engine == "engine" and opened == [True, False] and not plan.settings.dense_prompts
+    assert said == ["Loading with dense prompts failed; trying without. Expected a library, found none preloaded. Build it again."]
+    with pytest.raises(EngineLoadError, match="damaged"):
+        opening.open_planned(artifact, place("built", 140 * GB), Wish(), said.append)
 
 
 @linux
 @needs_compiler
 def test_a_library_that_does_not_match_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {}
-    for code in (0, 1):
+    for code in (0, 1, 2):
         source, library = tmp_path / f"s{code}.c", tmp_path / f"s{code}.so"
-        body = f"return rows != 96 || strcmp(path + strlen(path) - 5, \".so.0\") || {code};"
-        source.write_text(f"#include <string.h>\nint edgemed_dense_prompts(const char *path, int rows) {{ {body} }}")
+        body = f"return rows != 96 || device != 3 ? 7 : strcmp(path + strlen(path) - 5, \".so.0\") ? 1 : {code};"
+        source.write_text(f"#include <string.h>\nint edgemed_dense_prompts(const char *path, int device, int rows) {{ {body} }}")
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
         words = "from pathlib import Path; from runtimes import dense\n"
-        words += "try: dense.enable([Path('/x/libggml-cuda.so'), Path('/x/libggml-cuda.so.0')])\n"
+        words += "try: dense.enable([Path('/x/libggml-cuda.so'), Path('/x/libggml-cuda.so.0')], 3)\n"
         words += "except Exception as e: print(type(e).__name__, e.message)"
         process = subprocess.run(
             [sys.executable, "-c", words], env={**os.environ, **dense.environment(library)}, capture_output=True, text=True, check=True
         )
         answers[code] = process.stdout
-    assert answers[0] == "" and answers[1].startswith("EngineLoadError") and "its functions are not there" in answers[1]
+    assert answers[0] == "" and all(answers[code].startswith("EngineLoadError") for code in (1, 2))
+    assert "its functions are not there" in answers[1] and "the GPU cannot run it" in answers[2]
     with pytest.raises(EngineLoadError, match="none preloaded"):
-        dense.enable([Path("libggml-cuda.so")])
+        dense.enable([Path("libggml-cuda.so")], 0)
 
 
 def test_a_worker_gets_its_environment() -> None:
@@ -144,11 +208,9 @@ def test_a_worker_gets_its_environment() -> None:
         process.close()
 
 
-def small_tower(kind: int) -> Any:
-    """The pair of 7 B with its tower's matrices in one type."""
-    pair = big_pair()
-    tensors = {name: replace(t, type=kind) if len(t.shape) == 2 else t for name, t in pair.tower.tensors.items()}
-    return replace(pair, tower=replace(pair.tower, tensors=tensors))
+def small_tower(quant: str) -> Any:
+    """The pair of 7 B with its tower in such a type."""
+    return replace(big_pair(), tower_quant=quant)
 
 
 def place(state: Any, gpu_bytes: int) -> Target:
@@ -156,7 +218,7 @@ def place(state: Any, gpu_bytes: int) -> Target:
 
 
 def test_a_plan_takes_it_where_it_was_built_and_fits() -> None:
-    pair = small_tower(12)
+    pair = small_tower("Q4_K")
     plans = list(list_plans(pair, place("built", 140 * GB), Wish(), libllama.tensor_bytes))
     first, second = plans[:2]
     assert first.settings.dense_prompts and (first.settings.batch_tokens, first.settings.micro_batch) == (2048, 1024)
@@ -168,19 +230,30 @@ def test_a_plan_takes_it_where_it_was_built_and_fits() -> None:
     assert sizes[0] - sizes[1] > 2 * 14336 * 4096 + 2 * 1024 * 14336
     tight = make_plan(pair, place("built", sizes[0] - 1), Wish(), libllama.tensor_bytes)
     assert not tight.settings.dense_prompts and any("as they are" in reason and "were needed" in reason for reason in tight.reasons)
+    # So many answers at once that the output layer, 32000 x 4096, is dense for them too: larger than any of a layer with its rows.
+    many = [replace(s, slots=128, kv_tokens=4096, micro_batch=128) for s in (first.settings, bare)]
+    sizes = [estimate_memory(pair, s, Host(True), libllama.tensor_bytes).sum(GPU, "dense prompts") for s in many]
+    assert sizes[0] > 2 * 32000 * 4096 and sizes[1] == 0
     assert make_plan(pair, place("built", 140 * GB), Wish(micro_batch=256), libllama.tensor_bytes).settings.micro_batch == 256
 
 
 def test_a_plan_leaves_it_where_it_cannot_be() -> None:
-    for pair, state, wish in (
-        (small_tower(12), "no", Wish()),
-        (small_tower(12), "not built", Wish()),
-        (small_tower(1), "built", Wish()),  # a tower in F16 is computed more exactly as it is
-        (small_tower(12), "built", Wish(gpu_layers=4)),
+    other = small_tower("Q4_K")
+    tensors = {name: replace(t, type=2) if name == "blk.3.attn_q.weight" else t for name, t in other.llm.tensors.items()}
+    other = replace(other, llm=replace(other.llm, tensors=tensors))
+    for pair, state, wish, room, advised in (
+        (small_tower("Q4_K"), "no", Wish(), 140, False),
+        (small_tower("Q4_K"), "not built", Wish(), 140, True),
+        (small_tower("Q4_K"), "not built", Wish(gpu_layers=4), 140, False),
+        (small_tower("Q4_K"), "not built", Wish(), 5.6, False),  # it would not fit
+        (small_tower("F16"), "built", Wish(), 140, False),  # computed more exactly as it is
+        (small_tower("F16"), "not built", Wish(), 140, False),
+        (other, "built", Wish(), 140, False),  # a matrix in Q4_0
+        (small_tower("Q4_K"), "built", Wish(gpu_layers=4), 140, False),
     ):
-        plan = make_plan(pair, place(state, 140 * GB), wish, libllama.tensor_bytes)
+        plan = make_plan(pair, place(state, int(room * GB)), wish, libllama.tensor_bytes)
         assert not plan.settings.dense_prompts and plan.settings.micro_batch == 512
-        assert any("runtimes.dense" in reason for reason in plan.reasons) == (state == "not built")
+        assert any("runtimes.dense" in reason for reason in plan.reasons) == advised
 
 
 def test_what_was_preloaded_before_stays(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,36 +7,34 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <dlfcn.h>
+#include <stdio.h>
 #include <stdlib.h>
 
 enum ggml_type : int { TYPE_Q8_0 = 8, TYPE_Q4_K = 12, TYPE_Q6_K = 14 };
 typedef void (*to_bf16_cuda_t)(const void *, nv_bfloat16 *, int64_t, cudaStream_t);
+typedef bool (*should_use_mmq_t)(ggml_type, int, int64_t, int64_t);
+typedef to_bf16_cuda_t (*get_to_bf16_t)(ggml_type);
 
 constexpr int THREADS = 256, ROUNDS = 4;
 
-static void *library = nullptr;
+// libggml-cuda's own, and of how many rows a product is dense.
+static should_use_mmq_t own_should_use_mmq = nullptr;
+static get_to_bf16_t own_get_to_bf16 = nullptr;
 static int64_t least_rows = INT64_MAX;
 
-// Before the first product: libggml-cuda's path, and of how many rows a product is dense. 0, or 1 where that file is not loaded or
-// is another version's.
-extern "C" int edgemed_dense_prompts(const char *path, int rows) {
-    library = dlopen(path, RTLD_NOLOAD | RTLD_LAZY);
-    least_rows = rows;
-    return !library || !dlsym(library, "_Z24ggml_cuda_should_use_mmq9ggml_typeill") || !dlsym(library, "_Z21ggml_get_to_bf16_cuda9ggml_type");
-}
-
-template <typename F> static F own(const char *name) {
-    void *found = library ? dlsym(library, name) : nullptr;
-    if (!found) abort();
-    return (F) found;
+// What cannot be computed must not be answered from whatever memory holds.
+static void give_up(const char *what) {
+    fprintf(stderr, "dense prompts: %s\n", what);
+    abort();
 }
 
 bool ggml_cuda_should_use_mmq(ggml_type type, int cc, int64_t rows, int64_t experts) {
-    static const auto next = own<bool (*)(ggml_type, int, int64_t, int64_t)>("_Z24ggml_cuda_should_use_mmq9ggml_typeill");
-    return (rows < least_rows || experts > 0) && next(type, cc, rows, experts);
+    if (!own_should_use_mmq) give_up("not switched on");
+    return (rows < least_rows || experts > 0) && own_should_use_mmq(type, cc, rows, experts);
 }
 
-template <typename Block> __global__ void __launch_bounds__(THREADS) unpack(const uint8_t *__restrict__ x, nv_bfloat16 *__restrict__ y, int64_t eighths) {
+template <typename Block>
+__global__ void __launch_bounds__(THREADS) unpack(const uint8_t *__restrict__ x, nv_bfloat16 *__restrict__ y, int64_t eighths) {
     const int64_t first = (int64_t) blockIdx.x * THREADS * ROUNDS + threadIdx.x;
 #pragma unroll
     for (int round = 0; round < ROUNDS; ++round) {
@@ -45,7 +43,7 @@ template <typename Block> __global__ void __launch_bounds__(THREADS) unpack(cons
         constexpr int PER_BLOCK = Block::VALUES / 8;
         float values[8];
         Block::unpack(x + at / PER_BLOCK * Block::BYTES, at % PER_BLOCK, values);
-        __nv_bfloat162 out[4];
+        alignas(16) __nv_bfloat162 out[4];
         for (int i = 0; i < 4; ++i) out[i] = __floats2bfloat162_rn(values[2 * i], values[2 * i + 1]);
         *(uint4 *) (y + 8 * at) = *(uint4 *) out;
     }
@@ -54,14 +52,31 @@ template <typename Block> __global__ void __launch_bounds__(THREADS) unpack(cons
 template <typename Block> static void run(const void *x, nv_bfloat16 *y, int64_t values, cudaStream_t stream) {
     const int64_t eighths = values / 8, each = THREADS * ROUNDS;
     unpack<Block><<<(eighths + each - 1) / each, THREADS, 0, stream>>>((const uint8_t *) x, y, eighths);
+    const cudaError_t error = cudaGetLastError();
+    if (error != cudaSuccess) give_up(cudaGetErrorString(error));
 }
 
 to_bf16_cuda_t ggml_get_to_bf16_cuda(ggml_type type) {
-    static const auto next = own<to_bf16_cuda_t (*)(ggml_type)>("_Z21ggml_get_to_bf16_cuda9ggml_type");
     switch (type) {
         case TYPE_Q8_0: return run<Q80>;
         case TYPE_Q4_K: return run<Q4K>;
         case TYPE_Q6_K: return run<Q6K>;
-        default: return next(type);
+        default: break;
     }
+    if (!own_get_to_bf16) give_up("not switched on");
+    return own_get_to_bf16(type);
+}
+
+// Before the first product: libggml-cuda's path, the GPU, and of how many rows a product is dense.
+// 0; 1 where that file is not loaded, or is another version's; 2 where the GPU cannot run what was compiled.
+extern "C" int edgemed_dense_prompts(const char *path, int device, int rows) {
+    void *library = dlopen(path, RTLD_NOLOAD | RTLD_LAZY);
+    if (!library) return 1;
+    own_should_use_mmq = (should_use_mmq_t) dlsym(library, "_Z24ggml_cuda_should_use_mmq9ggml_typeill");
+    own_get_to_bf16 = (get_to_bf16_t) dlsym(library, "_Z21ggml_get_to_bf16_cuda9ggml_type");
+    if (!own_should_use_mmq || !own_get_to_bf16) return 1;
+    cudaFuncAttributes attributes;
+    if (cudaSetDevice(device) != cudaSuccess || cudaFuncGetAttributes(&attributes, unpack<Q4K>) != cudaSuccess) return 2;
+    least_rows = rows;
+    return 0;
 }
