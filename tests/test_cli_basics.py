@@ -74,6 +74,9 @@ def test_the_embedded_model_must_be_pulled_first(arguments: list[str], capsys: p
     [
         (["convert", "--bits", "3"], "--bits 4, 8 or 16, found 3"),
         (["convert", "--quant", "Q9"], "found 'Q9'"),
+        (["convert", "--samples", "64"], "Expected --calibrate with --samples"),
+        (["convert", "--budget", "90MB"], "Expected --calibrate with --budget"),
+        (["convert", "--to", "hf", "--samples", "64"], "Expected no --samples with --to hf"),
         (["bench", "--device", "toaster"], "found 'toaster'"),
         (["eval", "--dataset", "slake"], "NAME=PATH"),
         (["models", "pull", "med-moe-phi2-3.6b"], "mixture architecture"),

@@ -75,7 +75,11 @@ def test_convert_writes_and_verifies(source: Path, tmp_path: Path, say: Any) -> 
 def test_convert_shows_the_bits_per_weight(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["convert", str(source), "--quant", "Q8_0", "--vision-quant", "F16", "--out", str(tmp_path / "o"), "--no-verify"]) == 0
     said = capsys.readouterr()
-    assert "bits a weight" in said.out and "8.5" in said.out and "Q8_0" in said.out
+    assert "bits a weight" in said.out and "8.5" in said.out and "Q8_0" in said.out and "does not fit" not in said.err
+    assert run(["convert", str(source), "--quant", "q4_k_m", "--vision-quant", "F16", "--out", str(tmp_path / "k"), "--no-verify"]) == 0
+    said = capsys.readouterr()
+    assert "--quant Q4_K_M does not fit most rows of this model, whose weights are mostly IQ4_NL" in said.err
+    assert "--vision-quant" not in said.err
 
 
 def test_convert_without_out_goes_to_edgemeds_own_folder(source: Path, say: Any) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DEMO_BITS = 4
 # Calibration never sees what a model is measured on.
 CALIBRATION_SPLIT = "train"
+CALIBRATION_SAMPLES = 256
 CONTEXT_TOKENS = 2048
 # Kept for question and answer beside images.
 TEXT_TOKENS = 1024
@@ -159,15 +160,16 @@ class Fitting:
     budget_bytes: int | None = None
 
 
-def read_fitting(calibrate: str | None, count: int, budget: str | None) -> Fitting | None:
+def read_fitting(calibrate: str | None, count: int | None, budget: str | None) -> Fitting | None:
     """From --calibrate, --samples and --budget. Raises InputError, DatasetError, MissingExtraError."""
     from edgemed.core.errors import InputError
     from edgemed.core.units import parse_bytes
 
     budget_bytes = parse_bytes(budget) if budget is not None else None
     if calibrate is None:
-        if budget is not None:
-            raise InputError("Expected --calibrate with --budget, found --budget alone.", "Add --calibrate slake=PATH.")
+        for option, value in (("--budget", budget), ("--samples", count)):
+            if value is not None:
+                raise InputError(f"Expected --calibrate with {option}, found {option} alone.", "Add --calibrate slake=PATH.")
         return None
     from converters.calibration.gather import draw_samples
     from converters.calibration.reference import check_extra
@@ -177,7 +179,7 @@ def read_fitting(calibrate: str | None, count: int, budget: str | None) -> Fitti
     name, sep, path = calibrate.partition("=")
     if not (sep and name and path):
         raise InputError(f"Expected --calibrate NAME=PATH, found '{calibrate}'.", "For example: --calibrate slake=../data/slake")
-    return Fitting(name, draw_samples(load_samples(name, Path(path), CALIBRATION_SPLIT), count), budget_bytes)
+    return Fitting(name, draw_samples(load_samples(name, Path(path), CALIBRATION_SPLIT), count or CALIBRATION_SAMPLES), budget_bytes)
 
 
 def calibrate_checkpoint(checkpoint: Checkpoint, fitting: Fitting, out: Output) -> Calibration:

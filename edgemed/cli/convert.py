@@ -53,7 +53,7 @@ def convert(
     pre: Pre = None,
     name: Name = None,
     calibrate: Calibrate = None,
-    samples: Samples = 256,
+    samples: Samples = None,
     budget: Budget = None,
     threads: Threads = None,
     no_verify: NoVerify = False,
@@ -67,6 +67,7 @@ def convert(
     options = SourceOptions(adapter, base, vision_tower, mmproj, template, image_mode, name, pre)
     if to != "gguf":
         given = {"--bits": bits, "--quant": quant, "--vision-quant": vision_quant, "--calibrate": calibrate, "--budget": budget}
+        given["--samples"] = samples
         _to_hf(source, options, out, sink, to, [key for key, value in given.items() if value is not None])
         return
     recipe = Recipe.of(bits if bits or quant else named_bits(source), quant, vision_quant)
@@ -74,6 +75,9 @@ def convert(
     fitting = read_fitting(calibrate, samples, budget)
     artifact = convert_source(source, options, recipe, sink, out_dir=out, plain_bits=plain, threads=threads, fitting=fitting)
     show_card(artifact, sink)
+    for option, asked, record in (("--quant", quant, artifact.manifest.llm), ("--vision-quant", vision_quant, artifact.manifest.vision)):
+        if asked is not None and asked.upper() != record.quant:
+            sink.warn(f"{option} {asked.upper()} does not fit most rows of this model, whose weights are mostly {record.quant} therefore.")
     parity = None if no_verify else run_verify(artifact, sink)
     sink.result(describe_artifact(artifact) | {"parity": parity and parity.describe()})
 

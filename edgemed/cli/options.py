@@ -50,7 +50,9 @@ Calibrate = Annotated[
         metavar="NAME=PATH",
     ),
 ]
-Samples = Annotated[int, typer.Option("--samples", help="How many questions --calibrate reads.", metavar="N", min=1)]
+Samples = Annotated[
+    int | None, typer.Option("--samples", help="With --calibrate: how many questions it reads; 256 by default.", metavar="N", min=1)
+]
 Budget = Annotated[
     str | None,
     typer.Option(
