@@ -39,8 +39,8 @@ class Batch:
         return [rows[-1] for rows in self.rows]
 
 
-def lay_out(parts: Sequence[Part]) -> Batch:
-    """The parts' cells, in order, as rows."""
+def lay_out(parts: Sequence[Part], joint: bool = True) -> Batch:
+    """The parts' cells, in order, as rows. `joint`: what several would run alike is run once."""
     batch = Batch()
     # A row by the place of the cell before it and its own cell; places by row.
     known: dict[tuple[int, int], int] = {}
@@ -50,7 +50,7 @@ def lay_out(parts: Sequence[Part]) -> Batch:
         rows: list[int] = []
         before = part.slot.places[-1] if start else -1
         for at, cell in enumerate(part.cells):
-            row = known.setdefault((before, cell), len(batch.cells))
+            row = known.setdefault((before, cell), len(batch.cells)) if joint else len(batch.cells)
             if row == len(batch.cells):
                 batch.cells.append(cell)
                 batch.positions.append(start + at)

@@ -11,6 +11,7 @@ Does not import llama_cpp; llama.cpp's own words stay in the worker's stderr, wh
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,18 +23,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.core.conversation import ImageSlot, Text, Turn, clean_answer
-from edgemed.core.errors import EdgemedError, EngineDiedError, EngineError, EngineLoadError, EngineMemoryError, InputError
+from edgemed.core.errors import (
+    ContextOverflowError,
+    EdgemedError,
+    EngineDiedError,
+    EngineError,
+    EngineLoadError,
+    EngineMemoryError,
+    InputError,
+)
 from edgemed.core.images import load_image, prepare
 from edgemed.core.manifest import Artifact, verify_files
 from runtimes import dense
 from runtimes.account import lacks_memory
 from runtimes.memory import measure_memory, read_capability
-from runtimes.messages import Collected, EngineSettings, EngineStats, Event, Failed, Finished, LoadReport, PreparedImage, Request, Token
+from runtimes.messages import (
+    Collected,
+    EngineSettings,
+    EngineStats,
+    Event,
+    Failed,
+    Finished,
+    LoadReport,
+    PreparedImage,
+    Request,
+    Sampling,
+    Token,
+)
 from runtimes.process import Pending, WorkerProcess
 from runtimes.wire import Cancel, Embed, Evaluate, Load, SchedulerStats, Stats, Submit, SubmitGroup, Tokenize
 
 F32 = NDArray[np.float32]
 
+# More characters than this for each token of the context never fit.
+TEXT_LIMIT_PER_TOKEN = 32
+LEAST_TEXT_LIMIT = 10_000
 MEMORY_HINT = "Use a smaller context, fewer slots or a 4-bit model; see: edgemed plan"
 
 
@@ -135,6 +159,8 @@ class Engine:
                 raise EngineError("The engine is closed.", "Open it again.")
             if not self._process.alive:
                 self._process.close()
+                if not self._text_only:
+                    verify_files(self.artifact)  # the folder may hold another model by now
                 self._process, self._report = self._start()
                 self._restarts += 1
             return self._process
@@ -171,9 +197,16 @@ class Engine:
         if wanted != len(request.images):
             found = len(request.images)
             raise InputError(f"Expected {wanted} image(s), as the turns count, found {found}.", "Hand over the images of all turns.")
-        _check_text([*(turn.text for turn in request.turns), *request.stop])
+        self._check_text([*(turn.text for turn in request.turns), *request.stop])
+        _check_sampling(request.sampling)
         if request.max_tokens < 1 or not request.turns or request.turns[-1].role != "user":
             raise InputError("Expected turns that end with the user's, and max_tokens of at least 1.", "Check the request.")
+
+    def _check_text(self, texts: Sequence[str]) -> None:
+        _check_unicode(texts)
+        size, most = sum(map(len, texts)), max(LEAST_TEXT_LIMIT, TEXT_LIMIT_PER_TOKEN * self.settings.context_tokens)
+        if size > most:  # before it is cut into tokens, which takes the time of everybody's answers
+            raise ContextOverflowError(f"Expected at most {most:,} characters of text, found {size:,}.", "Shorten it.")
 
     def ask(self, turns: str | Sequence[Turn], images: Sequence[Path | PreparedImage] = (), **options: Any) -> Finished:
         """Collect an answer, its text cleaned of stop strings and labels. A plain question is one turn with all the images."""
@@ -208,12 +241,14 @@ class Engine:
         reuse: start from what the cache holds of the evaluation before, which is faster for many questions about one image.
         """
         self._check_images(images)
-        _check_text([segment.text for segment in segments if isinstance(segment, Text)])
+        self._check_text([segment.text for segment in segments if isinstance(segment, Text)])
+        if last < 1:
+            raise InputError(f"Expected the logits of at least one position, found {last}.", "Check the evaluation.")
         return self._array(Evaluate(tuple(segments), tuple(images), all_positions, last, reuse))
 
     def tokenize(self, segments: Sequence[Text | ImageSlot | int]) -> list[int]:
         """The token ids that segments become; an image is one prompt.IMAGE_TOKEN."""
-        _check_text([segment.text for segment in segments if isinstance(segment, Text)])
+        _check_unicode([segment.text for segment in segments if isinstance(segment, Text)])
         ids = self._live().call(Tokenize(tuple(segments)))
         return [int(i) for i in ids] if isinstance(ids, list) else []
 
@@ -282,7 +317,15 @@ class Engine:
         self.close()
 
 
-def _check_text(texts: Sequence[str]) -> None:
+def _check_sampling(sampling: Sampling) -> None:
+    whole = (sampling.seed, sampling.top_k)
+    numbers = (sampling.temperature, sampling.top_p, sampling.min_p, sampling.repeat_penalty)
+    if not all(isinstance(n, int) for n in whole) or not all(math.isfinite(n) for n in numbers) or sampling.repeat_penalty <= 0:
+        said = "Expected whole numbers for seed and top_k, finite ones for the rest and a penalty above 0, found others."
+        raise InputError(said, "Check the sampling.")
+
+
+def _check_unicode(texts: Sequence[str]) -> None:
     # A lone surrogate is what Python makes of bytes that are not UTF-8, and of half an escape in JSON.
     try:
         for text in texts:
@@ -301,6 +344,8 @@ def _dense_environment(device: int) -> dict[str, str]:
 
 
 def _check_settings(settings: EngineSettings) -> None:
+    if (settings.kv_tokens is not None and settings.kv_tokens < 1) or (settings.threads is not None and settings.threads < 1):
+        raise InputError("Expected positive numbers for kv_tokens and threads.", "Check the engine's settings.")
     if not 1 <= settings.slots <= min(256, settings.batch_tokens):
         raise InputError(f"Expected 1 to {min(256, settings.batch_tokens)} slots, found {settings.slots}.", "Use fewer slots.")
     if settings.context_tokens < 1 or settings.batch_tokens < 1 or settings.micro_batch < 1 or settings.shared_prefill_tokens < 1:

@@ -21,6 +21,8 @@ class _Open:
     """The group that is being answered: its frame's id, and what came so far for each request."""
 
     id: int
+    # Of its first request's job; the others' go down from it.
+    first: int
     tokens: list[list[Token]]
     ended: dict[int, Collected | EdgemedError] = field(default_factory=dict)
 
@@ -32,6 +34,7 @@ class Groups:
         self._send = send
         self._waiting: deque[tuple[int, float, SubmitGroup]] = deque()
         self._open: _Open | None = None
+        self._next = -1  # never given twice: what is late of an ended group is nobody else's
 
     @property
     def waiting(self) -> bool:
@@ -48,14 +51,17 @@ class Groups:
     def open(self) -> tuple[float, Sequence[tuple[int, Request]]]:
         """The next group's time of arrival, and its requests under their jobs' ids."""
         id, received, command = self._waiting.popleft()
-        self._open = _Open(id, [[] for _ in command.requests])
-        return received, [(-1 - index, request) for index, request in enumerate(command.requests)]
+        self._open = _Open(id, self._next, [[] for _ in command.requests])
+        self._next -= len(command.requests)
+        return received, [(self._open.first - index, request) for index, request in enumerate(command.requests)]
 
     def send(self, id: int, reply: object) -> None:
         """A reply on its way out: a member's is kept until all have ended, any other goes on."""
-        if id >= 0 or self._open is None:
+        if id >= 0:
             return self._send(id, reply)
-        group, index = self._open, -1 - id
+        if self._open is None or id > self._open.first:
+            return  # of a group that has ended
+        group, index = self._open, self._open.first - id
         if isinstance(reply, Token):
             group.tokens[index].append(reply)
         elif isinstance(reply, Finished):

@@ -30,7 +30,7 @@ def new_places(count: int) -> list[int]:
     return list(itertools.islice(_numbers, count))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Job:
     """One request (or an evaluation, or an embedding) on its way."""
 
@@ -122,7 +122,7 @@ class Job:
         return Finished(self.text.text, reason, usage, timings)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Slot:
     """One sequence: the cells that the cache holds of it, and the job it works on."""
 

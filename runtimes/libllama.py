@@ -11,6 +11,7 @@ images or requests. One thread at a time may decode; tokenising is safe from any
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -181,6 +182,10 @@ def cpu_features() -> frozenset[str]:
     return frozenset(name for name in _CPU_FEATURES if getattr(_cpu, f"ggml_cpu_has_{name}")())
 
 
+class NotANumberError(EngineError):
+    """The model computed NaN; what the cache holds of it may spoil what comes after."""
+
+
 class LanguageModel:
     """A loaded GGUF with its context and one reusable batch."""
 
@@ -215,6 +220,9 @@ class LanguageModel:
         self._piece_buffer = ctypes.create_string_buffer(256)
         self._views: dict[int, F32] = {}
         self.token_rows = find_token_rows(path)
+        # A state that is carried from token to token cannot be cut back, and a sliding window forgets what another sequence would need.
+        carried = lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
+        self.reuses = not carried and int(lib.llama_model_n_swa(self._model)) == 0
         # Of how many rows of a batch the attention costs the same as of fewer.
         on_gpu = settings.gpu_layers != 0 and bool(gpu_devices())
         tiled = not on_gpu and settings.flash_attention != "off" and settings.kv_type in ("f16", "f32")
@@ -307,17 +315,23 @@ class LanguageModel:
         return view
 
     def sample(self, sampler: Sampler, index: int) -> int:
-        """Draw a token from the logits at batch index `index`."""
-        if sampler.greedy:
-            # The chain would copy the vocabulary's logits into an array of candidates first.
-            return int(self.logits(index).argmax())
-        return int(lib.llama_sampler_sample(sampler.chain, self._ctx, index))
+        """Draw a token from the logits at batch index `index`. Raises NotANumberError."""
+        logits = self.logits(index)
+        first = int(logits.argmax())  # of several that are not, the first
+        if math.isnan(logits[first]):
+            raise NotANumberError("Expected numbers for an answer's next word, found NaN.", "Ask another way, or run: edgemed verify")
+        # The chain would copy the vocabulary's logits into an array of candidates first.
+        return first if sampler.greedy else int(lib.llama_sampler_sample(sampler.chain, self._ctx, index))
 
     # -- key-value cache ----------------------------------------------------------------------------------------------
 
     def forget(self, sequence: int, start: int) -> None:
         """Drop a sequence's cells from position `start` on."""
         lib.llama_memory_seq_rm(self._memory, sequence, start, -1)
+
+    def wipe(self) -> None:
+        """Empty the cache, and set its memory to 0."""
+        lib.llama_memory_clear(self._memory, True)
 
     def share(self, source: int, target: int, stop: int) -> None:
         """Let `target` see `source`'s cells of positions below `stop`, without a copy (the cache is unified)."""

@@ -68,7 +68,7 @@ class EngineSettings:
 class PreparedImage:
     """Pixels at the tower's exact size: `pixels` is RGB, row by row, size_px × size_px × 3 bytes."""
 
-    pixels: bytes
+    pixels: bytes = field(repr=False)
     size_px: int
 
 
@@ -91,8 +91,8 @@ class Sampling:
 class Request:
     """A conversation to be continued. `turns` end with the user's; `images` are all turns' images, in order."""
 
-    turns: tuple[Turn, ...]
-    images: tuple[PreparedImage, ...] = ()
+    turns: tuple[Turn, ...] = field(repr=False)
+    images: tuple[PreparedImage, ...] = field(default=(), repr=False)
     sampling: Sampling = field(default_factory=Sampling)
     max_tokens: int = 512
     # Beside the template's own.

@@ -25,6 +25,8 @@ class Cache(Protocol):
     """What is needed of libllama.LanguageModel."""
 
     kv_tokens: int
+    # Whether a sequence may begin with cells of another, or of its own past.
+    reuses: bool
 
     def forget(self, sequence: int, start: int) -> None:
         """Drop cells from `start` on."""
@@ -46,6 +48,13 @@ class Placement:
         if not idle:
             return "full"
         cells = job.prompt.cells
+        if not self._cache.reuses:
+            target = min(idle, key=lambda slot: slot.last_used)
+            if not self._make_room(job, target, target, 0):
+                return "full"
+            self.clear(target)
+            target.start(job, 0, self._limit)
+            return "placed"
         best = max(self._slots, key=lambda slot: common_prefix(slot.cells, cells))
         # The last cell is run again in any case, for its logits.
         shared = min(common_prefix(best.cells, cells), len(cells) - 1)
@@ -68,7 +77,7 @@ class Placement:
     def keep(self, slot: Slot, job: Job) -> int:
         """Cut a slot back to what an evaluation can begin with, all before the positions it wants; returns how many cells."""
         cells = job.prompt.cells
-        shared = 0 if job.all_positions else max(0, min(common_prefix(slot.cells, cells), len(cells) - job.last))
+        shared = 0 if job.all_positions or not self._cache.reuses else max(0, min(common_prefix(slot.cells, cells), len(cells) - job.last))
         self._cut(slot, shared)
         return shared
 

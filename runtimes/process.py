@@ -215,6 +215,8 @@ class WorkerProcess:
             return EngineDiedError(f"The engine's process sent a reply that cannot be read ({self._fault}) and was ended.", _HINT)
         code = self._process.returncode
         last = next((line for line in reversed(self._stderr) if not line.startswith(("frame", "#"))), "")
+        if any(line.startswith("Traceback") for line in self._stderr):
+            last = last.partition(":")[0]  # a Python exception's kind: what it says may be about a patient
         words = f" Its last words: {last[:300]}" if last else ""
         if code >= 0:
             return EngineDiedError(f"The engine's process ended with code {code}.{words}", _HINT)

@@ -23,7 +23,7 @@ from runtimes.batches import drop_spill, lay_out
 from runtimes.evaluate import batch_error, decode, evaluate
 from runtimes.groups import Groups
 from runtimes.jobs import Drawn, Job, Part, Slot
-from runtimes.libllama import LanguageModel, Sampler, current_account
+from runtimes.libllama import LanguageModel, NotANumberError, Sampler, current_account
 from runtimes.messages import EngineSettings, Failed, FinishReason, PreparedImage, Request
 from runtimes.placement import Placement
 from runtimes.prompt import IMAGE_TOKEN, build_prompt, tokenize_segments
@@ -62,6 +62,8 @@ class Scheduler:
         self._limit = min(settings.context_tokens, llm.kv_tokens)
         self._placement = Placement(llm, self._slots, self._limit)
         self._image_turn = False
+        # NaN was computed: nothing is begun until all is idle and the cache emptied.
+        self._spoilt = False
         self._taken: list[Drawn] = []
         self._draws = 0
         self._drawn: deque[tuple[float, int]] = deque()
@@ -215,7 +217,8 @@ class Scheduler:
             job.missing.discard(encoded.key)
             if encoded.rows is not None:
                 job.rows[encoded.key] = encoded.rows
-            elif self._jobs.pop(job.id, None) is not None:
+            elif self._jobs.get(job.id) is job:
+                del self._jobs[job.id]
                 self._waiting.remove(job)
                 error = encoded.error or EngineError("An image could not be encoded.")
                 self._send(job.id, Failed(error) if job.request else error)
@@ -231,6 +234,13 @@ class Scheduler:
                 self._finish(slot.job, "cancelled", slot)
 
     def _admit(self) -> None:
+        if self._spoilt:
+            if any(slot.job for slot in self._slots):
+                return
+            for slot in self._slots:
+                self._placement.clear(slot)
+            self._llm.wipe()
+            self._spoilt = False
         for job in list(self._waiting):
             if job.missing:
                 continue
@@ -307,7 +317,7 @@ class Scheduler:
         self._count_draws()
 
     def _run_parts(self, parts: list[Part]) -> None:
-        batch = lay_out(parts)
+        batch = lay_out(parts, self._llm.reuses)
         outputs = sorted({end for part, end in zip(parts, batch.ends, strict=True) if part.last})
         code = decode(self._llm, parts, batch.cells, batch.positions, batch.sequences, outputs)
         self._after(code, parts, batch.ends, batch.places)
@@ -339,7 +349,7 @@ class Scheduler:
         for part in parts:  # some of the batch may have got into the cache
             self._llm.forget(part.slot.index, len(part.slot.cells))
         left = [part for part in parts if part.slot.job is part.job]
-        if len(parts) == 1:
+        if len(parts) == 1 or not self._llm.reuses:  # which cannot go back to where it was
             for part in left:
                 self._fail(part.slot, batch_error(code))
             return
@@ -354,7 +364,11 @@ class Scheduler:
         job = slot.active
         if job.cancelled or job.sampler is None or job.request is None:
             return self._finish(job, "cancelled", slot)
-        token = self._llm.sample(job.sampler, index)
+        try:
+            token = self._llm.sample(job.sampler, index)
+        except NotANumberError as error:
+            self._spoilt = True
+            return self._fail(slot, EngineError(error.message, error.hint))
         logprob = log_probability(self._llm.logits(index), token) if job.request.logprobs else None
         end, full = self._llm.is_end(token), len(slot.cells) + 1 >= self._limit
         slot.next_token = token

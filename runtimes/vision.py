@@ -13,6 +13,7 @@ it was repaired is left alone.
 from __future__ import annotations
 
 import hashlib
+import math
 import queue
 import threading
 import time
@@ -73,7 +74,11 @@ class VisionEncoder:
             rows = rows[1:]
         if rows.shape[0] != record.image_tokens:
             raise EngineError(f"Expected {record.image_tokens} rows for an image, found {rows.shape[0]}.", "Convert the model again.")
-        return np.ascontiguousarray(rows)
+        rows = np.ascontiguousarray(rows)
+        flat = rows.reshape(-1)
+        if not math.isfinite(flat @ flat):  # in a fraction of the time that looking at each takes
+            raise EngineError("Expected numbers from the vision tower, found NaN or infinity.", "Run: edgemed verify")
+        return rows
 
     def prepare(self) -> None:
         """Get memory for the next image ready, where there is time for it."""

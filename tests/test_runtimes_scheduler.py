@@ -16,6 +16,7 @@ from edgemed.core.errors import EngineError
 from edgemed.core.manifest import Manifest
 from runtimes.batches import drop_spill, lay_out
 from runtimes.jobs import Job, Part, Slot
+from runtimes.libllama import NotANumberError
 from runtimes.messages import EngineSettings, Failed, Finished, PreparedImage, Request, Token
 from runtimes.scheduler import Scheduler
 from runtimes.vision import Encoded, hash_image
@@ -36,6 +37,7 @@ class FakeModel:
 
     batch_tokens, max_outputs, vocab_size, width, bos = 64, 8, 300, 4, 1
     token_rows: Any = None
+    reuses = True
     tile_rows = 1
 
     def __init__(self, kv_tokens: int) -> None:
@@ -44,6 +46,8 @@ class FakeModel:
         self.rows_run: list[int] = []
         self.batches: list[tuple[str, dict[int, int]]] = []
         self.poisoned: set[int] = set()
+        self.spoilt: set[float] = set()
+        self.wiped = 0
 
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
@@ -59,7 +63,13 @@ class FakeModel:
 
     def sample(self, sampler: object, index: int) -> int:
         assert index in self.outputs
+        if self.spoilt & {value for sequence in self.last_sequences[index] for value in self.values(sequence)}:
+            raise NotANumberError("Expected numbers, found NaN.")
         return ord("x")
+
+    def wipe(self) -> None:
+        assert not any(self.cells.values())
+        self.wiped += 1
 
     def decode_tokens(
         self, tokens: Sequence[int], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
@@ -72,7 +82,7 @@ class FakeModel:
         assert 0 < len(values) <= self.batch_tokens
         if self.poisoned & set(values):
             return -1
-        self.outputs = set(outputs)
+        self.outputs, self.last_sequences = set(outputs), [list(together) for together in sequences]
         for value, position, together in zip(values, positions, sequences, strict=True):
             self._put(together, position, value)
         every = [sequence for together in sequences for sequence in together]
@@ -249,6 +259,61 @@ def test_one_prompt_is_not_cut_while_others_wait_for_a_slot(manifest: Manifest) 
         bench.ask(id, "?" * 10, max_tokens=1)
     bench.run()
     assert len(bench.llm.rows_run) == 2 and bench.llm.rows_run[0] % 8 in (1, 2, 3, 4)
+
+
+def test_a_model_that_carries_a_state_begins_each_prompt_anew(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2))
+    bench.llm.reuses = False
+    for first in (1, 3):
+        for id in (first, first + 1):
+            bench.ask(id, "the same question", max_tokens=3)
+        bench.run()
+    ends = bench.ends()
+    assert [ends[id].usage.cached_tokens for id in (1, 2, 3, 4)] == [0] * 4 and [ends[id].text for id in (1, 2, 3, 4)] == ["xxx"] * 4
+    assert all(cell not in bench.llm.cells[1] for cell in bench.llm.cells[0]), "no cell is of both"
+    # A batch that fails cannot be run again in parts: the state has moved on.
+    bench.llm.poisoned = {ord("~")}
+    bench.ask(5, "good")
+    bench.ask(6, "bad~")
+    bench.run()
+    assert isinstance(bench.ends()[5], Failed) and isinstance(bench.ends()[6], Failed)
+
+
+def test_what_is_not_a_number_ends_its_request_and_empties_the_cache(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2))
+    bench.ask(1, "good", max_tokens=30)
+    bench.run(steps=3)
+    bench.llm.spoilt = {float(ord("~"))}
+    bench.ask(2, "bad~")
+    for _ in range(3):
+        bench.scheduler.step()
+    assert isinstance(bench.ends()[2], Failed) and "NaN" in bench.ends()[2].error.message
+    assert type(bench.ends()[2].error) is EngineError, "what the parent can read without llama.cpp"
+    bench.ask(3, "good too")
+    bench.scheduler.step()
+    assert bench.llm.wiped == 0 and bench.tokens(3) == 0, "it waits for the one that is being answered"
+    bench.run()
+    assert bench.llm.wiped == 1 and isinstance(bench.ends()[1], Finished) and bench.ends()[3].text == "x" * 10
+
+
+def test_what_is_late_of_a_group_is_nobody_elses(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2))
+    keys: list[str] = []
+    bench.scheduler._encode = lambda key, pixels: keys.append(key)
+
+    def request(*images: PreparedImage) -> Request:
+        return Request((Turn("user", "a", images=len(images)),), images, max_tokens=2)
+
+    for id, images in ((1, (image(1), image(2))), (2, (image(3),))):
+        bench.scheduler.post(id, SubmitGroup((request(*images),)))
+    bench.scheduler.step()
+    for key in keys[:2]:
+        bench.scheduler.post(0, Encoded(key, None, 0.1, EngineError("no memory")))
+        bench.scheduler.step()
+    bench.scheduler.post(0, Encoded(keys[2], np.full((PATCHES, 4), 3, np.float32), 0.1))
+    bench.run()
+    [[failed], [answered]] = [reply for _, reply in bench.sent]
+    assert isinstance(failed, EngineError) and answered.finished.text == "xx"
 
 
 def test_one_batch_serves_all_answers(manifest: Manifest) -> None:
