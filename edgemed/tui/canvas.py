@@ -256,7 +256,9 @@ def describe(canvas: PictureCanvas) -> str:
         return f"{name} · {one_line(canvas.error.message)}"
     if canvas.model_view and canvas.preparation is not None:
         size = canvas.preparation.size_px
-        return f"{name} · {_('What the model sees: {width} × {height} pixels').format(width=size, height=size)}"
+        # Not within the other text: before Python 3.12, Babel finds no string in there.
+        seen = _("What the model sees: {width} × {height} pixels").format(width=size, height=size)
+        return f"{name} · {seen}"
     if canvas.mask_tool is not None:
         return " · ".join([name, *_masks(canvas.view), _("Masking: arrows move, Shift sizes, Enter keeps, Esc ends")])
     return " · ".join([name, *_parts(canvas, picture)])
