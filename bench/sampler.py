@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -70,7 +71,8 @@ def take(pid: int, own: int, device: int) -> Sample:
 def sampled(pid: int, device: int = 0, interval_s: float = INTERVAL_S) -> Iterator[Samples]:
     """Readings while the block runs. Raises EdgemedError where the sampler cannot start."""
     root = str(Path(__file__).resolve().parents[1])
-    code = f"import sys; sys.path.insert(0, {root!r}); from bench.sampler import main; main()"
+    # Without the current folder, where a file of anybody's would be imported instead of a library.
+    code = f"import sys; sys.path[:] = [{root!r}, *(p for p in sys.path if p)]; from bench.sampler import main; main()"
     command = [sys.executable, "-c", code, str(pid), str(device), str(interval_s)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None and process.stdout is not None
@@ -97,6 +99,7 @@ def sampled(pid: int, device: int = 0, interval_s: float = INTERVAL_S) -> Iterat
 
 def main() -> None:
     """The sampler's process: PID, GPU and interval as arguments; ends with its standard input."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C reaches it too, and is the parent's to handle
     pid, device, interval_s = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
     ended = threading.Event()
 

@@ -48,6 +48,6 @@ def check_vision(
 def _load() -> dict[str, str]:
     try:
         data = json.loads((cache_dir() / "probes.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}

@@ -166,3 +166,16 @@ def test_a_model_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -
 def test_a_full_disk_behind_stdout_is_no_riddle() -> None:
     message, _ = describe_error(OSError(errno.ENOSPC, "No space left on device"))
     assert message == "The disk is full where the output goes."
+
+
+def test_what_the_system_refuses_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "n" * 300
+    for arguments in (["plan", long], ["ask", "Q", "--image", long], ["convert", long], ["cases", "list", "--store", f"{tmp_path}/{long}"]):
+        assert run(arguments) == 1
+        said = capsys.readouterr().err
+        assert "unforeseen" not in said and said.startswith("Error: "), (arguments, said)
+
+
+def test_a_private_folder_is_told_in_a_sentence() -> None:
+    message, hint = describe_error(PermissionError(13, "Permission denied", "/root/x.png"))
+    assert message == "Reading or writing /root/x.png is not permitted for this account." and hint

@@ -87,3 +87,15 @@ def test_a_missing_radiograph_is_told(embedded: Path, capsys: pytest.CaptureFixt
     (embedded / "radiograph.jpg").unlink()
     assert run(["demo", "--quiet"]) == 1
     assert "bundled radiograph" in capsys.readouterr().err
+
+
+def test_a_damaged_part_is_not_converted_and_does_not_hide_the_others(embedded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    part = embedded / "source" / "mmproj.gguf"
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 0x10
+    part.write_bytes(data)
+    assert run(["convert", "--quiet"]) == 1
+    assert "SHA-256" in capsys.readouterr().err
+    assert run(["models", "verify"]) == 1
+    said = capsys.readouterr()
+    assert said.out.count("hashes agree") == 1 and "found another" in said.out and "found 1 that do not" in said.err

@@ -88,3 +88,8 @@ def test_edgemed_home_moves_everything(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr("sys.platform", "linux")
     assert paths.data_dir() == tmp_path / "xdg" / "edgemed"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_DATA_HOME", "")  # as if it were not set
+    assert paths.data_dir() == tmp_path / ".local" / "share" / "edgemed"
+    monkeypatch.setenv("EDGEMED_HOME", "~/there")
+    assert paths.data_dir() == tmp_path / "there"

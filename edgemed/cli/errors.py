@@ -9,8 +9,10 @@ import errno
 import os
 import sys
 import traceback
+from pathlib import Path
 
 from edgemed.core.errors import EdgemedError
+from edgemed.core.files import describe_os_error
 from edgemed.core.text import printable
 
 EXIT_ERROR = 1
@@ -37,6 +39,9 @@ def describe_error(error: BaseException) -> tuple[str, str]:
         return error.message, error.hint
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # a file of ours is told by its name, lower down
         return "The disk is full where the output goes.", "Free some space, or send it elsewhere."
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.filename:
+        described = describe_os_error(error, Path(os.fsdecode(error.filename)))
+        return described.message, described.hint
     if isinstance(error, MemoryError):
         return "The machine has too little memory for this.", "Close other programs or use a smaller model."
     what = " ".join(str(error).split()) or "no message"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -89,6 +92,7 @@ def pull_model(name: ModelName, json: Json = False, quiet: Quiet = False) -> Non
 @app.command("verify")
 def verify_models(names: ModelNames = None, json: Json = False, quiet: Quiet = False) -> None:
     """Compare pulled files with their recorded hashes, and converted ones with their manifests."""
+    from edgemed.core.errors import HubError
     from edgemed.core.registry import load_registry
 
     out = Output(json=json, quiet=quiet)
@@ -97,20 +101,31 @@ def verify_models(names: ModelNames = None, json: Json = False, quiet: Quiet = F
     checked = [row for entry in entries for row in _verify_entry(entry)]
     out.table("", ("model", "what", "state"), [(c["model"], c["what"], c["state"]) for c in checked])
     out.result({"verified": checked})
+    if damaged := [c for c in checked if c["hint"]]:
+        raise HubError(f"Expected hashes that agree, found {len(damaged)} that do not.", damaged[0]["hint"])
 
 
 def _verify_entry(entry: ModelEntry) -> list[dict[str, Any]]:
+    from edgemed.core.errors import EdgemedError
     from edgemed.core.manifest import MANIFEST_NAME, load_artifact, verify_files
     from edgemed.core.paths import artifacts_dir
     from edgemed.hub import verify_pulled
 
-    rows = []
-    for part, source in entry.sources.parts().items():
-        state = "hashes agree" if verify_pulled(source) else "not on this machine"
-        rows.append({"model": entry.name, "what": f"source: {part.replace('_', ' ')}", "state": state})
+    def check(what: str, agrees: Callable[[], bool]) -> dict[str, Any]:
+        hint = ""
+        try:
+            state = "hashes agree" if agrees() else "not on this machine"
+        except EdgemedError as error:  # one damaged file must not hide the others' state
+            state, hint = error.message, error.hint
+        return {"model": entry.name, "what": what, "state": state, "hint": hint}
+
+    def converted(folder: Path) -> bool:
+        verify_files(load_artifact(folder), use_cache=False)
+        return True
+
+    rows = [check(f"source: {part.replace('_', ' ')}", partial(verify_pulled, source)) for part, source in entry.sources.parts().items()]
     for artifact in entry.artifacts:
         folder = artifacts_dir() / artifact.name
         if (folder / MANIFEST_NAME).is_file():
-            verify_files(load_artifact(folder), use_cache=False)
-            rows.append({"model": entry.name, "what": f"artifact: {artifact.name}", "state": "hashes agree"})
+            rows.append(check(f"artifact: {artifact.name}", partial(converted, folder)))
     return rows

@@ -32,7 +32,12 @@ def describe_os_error(error: OSError, path: Path) -> EdgemedError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ResourceError(f"The disk is full while writing {path}.", "Free some space, or choose another folder.")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ResourceError(f"Writing {path} is not permitted.", "Choose another folder, or change its permissions.")
+        said = f"Reading or writing {path} is not permitted for this account."
+        return ResourceError(said, "Choose another place, or change its permissions.")
+    if error.errno == errno.ENAMETOOLONG:
+        return InputError(f"Expected a shorter name than {str(path)[:60]}… for a file.", "Check the path.")
+    if error.errno == errno.EMFILE:
+        return ResourceError(f"Too many files are open to open {path} too.", "Raise the limit (ulimit -n), or close other programs.")
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return InputError(f"Expected a file or folder at {path}, found none.", "Check the path.")
     return ResourceError(f"The system refused {path}: {error.strerror or error}.", "Check the disk and the path.")

@@ -249,7 +249,7 @@ def _verified_path() -> Path:
 def _verified() -> list[str]:
     try:
         keys = json.loads(_verified_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return []  # a cache that cannot be read is a cache that is empty
     return keys if isinstance(keys, list) else []
 

