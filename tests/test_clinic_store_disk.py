@@ -227,6 +227,20 @@ def test_a_backup_comes_back(tmp_path: Path) -> None:
     assert not (tmp_path / "no").exists()
 
 
+def test_what_killed_backups_left_goes_with_the_next_one(tmp_path: Path) -> None:
+    stick = tmp_path / "stick"
+    stick.mkdir()
+    old, mine = stick / ".cases-20260101-120000.edgemed-backup.x1.part", stick / ".own.x2.part"
+    young, other = stick / ".cases-20260301-115900.edgemed-backup.x3.part", stick / ".film.x4.part"
+    for part in (old, mine, young, other):
+        part.write_bytes(b"left")
+        os.utime(part, (0, 0) if part is not young else None)
+    with make_store(tmp_path / "cases.db") as store:
+        store.backup(stick / "own")
+    left = {p.name for p in stick.iterdir()}
+    assert left == {"own", young.name, other.name}, "nothing of others, and nothing that may be being written"
+
+
 def test_a_backup_never_opens_the_store_it_came_from(tmp_path: Path) -> None:
     """Somebody with an old backup and its passphrase has the backup's key, and nothing of the store's, nor of the restored one's."""
     path = tmp_path / "cases.db"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from edgemed.core.errors import DatasetError, EngineDiedError, InputError
+from edgemed.core.errors import DatasetError, EngineDiedError, InputError, ResourceError
 from edgemed.data import DatasetName, Sample, load_named, parse_dataset
 from edgemed.data.splits import take_part
 from edgemed.evaluation.leakage import find_leaks
@@ -227,3 +227,16 @@ def test_a_fifth_of_the_real_vqa_rad(shared: Path) -> None:
     fifth, everything = load_named(named), load_named(replace(named, part=None))
     assert 0.15 < len(fifth) / len(everything) < 0.25
     assert {s.organ for s in everything} == {"HEAD", "CHEST", "ABD"} and named.label == "all@1/5"
+
+
+def test_two_evaluations_into_one_folder_are_one_too_many(samples: list[Sample], tmp_path: Path) -> None:
+    class Second(Parrot):
+        def answer(self, samples: Sequence[Sample], view: View, donor: Path | None = None) -> list[Reply]:
+            if not self.asked:
+                with pytest.raises(ResourceError, match="found another program that writes into it"):
+                    run(Parrot(), every, "shown", tmp_path / "out")
+            return super().answer(samples, view, donor)
+
+    every = samples
+    assert len(run(Second(), samples, "shown", tmp_path / "out")) == 12
+    assert len(run(Parrot(), samples, "shown", tmp_path / "out")) == 12, "the lock ended with the run"

@@ -16,11 +16,13 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgemed.core.errors import DatasetError, InputError
+from edgemed.core.errors import DatasetError, InputError, ResourceError
+from edgemed.core.filelock import FileLock
 from edgemed.core.files import os_errors, save_text
 from edgemed.data.samples import Sample, hash_images, hash_samples
 from edgemed.evaluation.looks import View, swap_images
@@ -69,8 +71,23 @@ def run(
     folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Reply]:
-    """Replies in the samples' order. Raises DatasetError, InputError (a folder of another run), ImageError and what the target raises."""
+    """Replies in the samples' order. Raises DatasetError, InputError (a folder of another run), ResourceError (one that another program
+    writes into), ImageError and what the target raises."""
     check_ids(samples)
+    with nullcontext() if folder is None else _alone(folder):
+        return _run(target, samples, view, folder, progress)
+
+
+def _alone(folder: Path) -> FileLock:
+    with os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    said = f"Expected {folder} for this evaluation alone, found another program that writes into it."
+    return FileLock(folder / ".lock", ResourceError(said, "Wait for it, or choose another folder with --out."))
+
+
+def _run(
+    target: Target, samples: Sequence[Sample], view: View, folder: Path | None, progress: Callable[[int, int], None] | None
+) -> list[Reply]:
     groups = group_samples(samples)
     journal = Journal(folder, _describe(target, samples, view)) if folder else None
     replies = journal.restore(samples, groups) if journal else {}
@@ -136,7 +153,6 @@ class Journal:
         self._path = folder / JOURNAL_NAME
         known = folder / RUN_NAME
         with os_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
             found = _read_json(known) if known.is_file() else None
         if found is not None and found != about:
             different = [key for key in about if not isinstance(found, dict) or found.get(key) != about[key]]
