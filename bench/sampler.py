@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
+from edgemed.core.children import own_command, own_environment
 from edgemed.core.errors import EdgemedError
 from runtimes.memory import measure_memory, read_board_power, read_system_used
 
@@ -70,11 +70,8 @@ def take(pid: int, own: int, device: int) -> Sample:
 @contextmanager
 def sampled(pid: int, device: int = 0, interval_s: float = INTERVAL_S) -> Iterator[Samples]:
     """Readings while the block runs. Raises EdgemedError where the sampler cannot start."""
-    root = str(Path(__file__).resolve().parents[1])
-    # Without the current folder, where a file of anybody's would be imported instead of a library.
-    code = f"import sys; sys.path[:] = [{root!r}, *(p for p in sys.path if p)]; from bench.sampler import main; main()"
-    command = [sys.executable, "-c", code, str(pid), str(device), str(interval_s)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = own_command("bench.sampler", pid, device, interval_s)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=own_environment())
     assert process.stdin is not None and process.stdout is not None
     out, samples = process.stdout, Samples()
 

@@ -10,14 +10,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import TracebackType
 
+from edgemed.core.children import own_command, own_environment
 from edgemed.core.errors import ResourceError
 from edgemed.core.units import format_bytes
 
-_ROOT = Path(__file__).resolve().parent.parent
-_CODE = "import sys; sys.path[:] = [p for p in sys.path if p]; from runtimes.ballast import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 _READY = b"ready"
 
 
@@ -25,13 +23,12 @@ class Ballast:
     """Holds the memory as long as the context lasts."""
 
     def __init__(self, device: int, leave_bytes: int) -> None:
-        path = os.pathsep.join(p for p in (str(_ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)) if p)
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE, str(device), str(leave_bytes)],
+            own_command("runtimes.ballast", device, leave_bytes),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
+            env=own_environment(),
         )
         self._leave_bytes = leave_bytes
 
@@ -51,8 +48,9 @@ class Ballast:
         self._process.communicate()  # closes its stdin, which ends it
 
 
-def main(device: int, leave_bytes: int) -> None:
-    """Take what is too much, say so, and wait for the end of stdin."""
+def main() -> None:
+    """Take what is too much, say so, and wait for the end of stdin. A GPU's number and the bytes to leave are the arguments."""
+    device, leave_bytes = map(int, sys.argv[1:])
     from runtimes import libllama
     from runtimes.memory import read_gpu
 

@@ -45,7 +45,8 @@ _WITHOUT = "Prompts work without it, as they are."
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 # LD_PRELOAD is divided at these.
 _DIVIDERS = frozenset(": \t\n")
-_REFUSALS = {None: "none preloaded", 1: "that its functions are not there", 2: "that the GPU cannot run it"}
+# By the library's own codes (cuda/prompts.cu).
+_REFUSALS = {1: "that llama.cpp's CUDA library with its functions is not there", 2: "that the GPU cannot run it"}
 
 
 def environment(library: Path) -> dict[str, str]:
@@ -58,11 +59,11 @@ def environment(library: Path) -> dict[str, str]:
 def enable(cuda_libraries: Sequence[Path], device: int) -> None:
     """In a process with that environment, before the first product. `cuda_libraries`: one of them is loaded. Raises EngineLoadError."""
     switch = getattr(ctypes.CDLL(None), "edgemed_dense_prompts", None)
-    codes = [switch(os.fsencode(path), device, LEAST_ROWS) for path in cuda_libraries] if switch else [None]
+    codes = [switch(os.fsencode(path), device, LEAST_ROWS) for path in cuda_libraries] if switch else []
     if 0 not in codes:
+        found = _REFUSALS[max(codes, default=1)] if switch else "none preloaded"
         raise EngineLoadError(
-            f"Expected the library for dense prompts to work with llama.cpp's, found {_REFUSALS[max(codes, key=lambda code: code or 0)]}.",
-            "Build it again: python -m runtimes.dense",
+            f"Expected the library for dense prompts to work with llama.cpp's, found {found}.", "Build it again: python -m runtimes.dense"
         )
 
 

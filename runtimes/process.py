@@ -10,27 +10,21 @@ Knows nothing of what the commands mean.
 from __future__ import annotations
 
 import itertools
-import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
+from edgemed.core.children import own_command, own_environment
 from edgemed.core.errors import EdgemedError, EngineDiedError
 from runtimes.wire import Cancel, Command, pack_frame, read_frame, write_frame
 
 CLOSE_S = 5.0
 SPIN_COUNT = "30000"
 _STDERR_LINES = 50
-_ROOT = Path(__file__).resolve().parent.parent
-# Not `-m`: that puts the current folder first, and a file of anybody's there would be imported instead of a library. Not PYTHONPATH:
-# a folder's name may hold what divides it.
-_CODE = f"import sys; sys.path[:] = [{str(_ROOT)!r}, *(p for p in sys.path if p)]; from runtimes.worker import main; main()"
 _MEANING = {
     signal.SIGKILL: "killed by the system or a person, often for lack of memory",
     signal.SIGABRT: "llama.cpp gave up, on an input or for want of room",
@@ -67,15 +61,13 @@ class WorkerProcess:
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         # No debugger on an abort, no thread pool of numpy's beside llama.cpp's.
-        env = {**os.environ, "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
-        if "PYTHONPATH" in env:  # an empty part of it is the current folder
-            env["PYTHONPATH"] = os.pathsep.join(filter(None, env["PYTHONPATH"].split(os.pathsep)))
+        env = {**own_environment(), "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
         # How long llama.cpp's threads spin before they sleep at their some hundred meetings a token: enough for an idle machine's full
         # speed, fewer than libgomp's own 300,000, which waste a core that another program wants (docs/LOG.md, 2026-11-22).
         env.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         env.update(environment or {})
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+            own_command("runtimes.worker"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
         )
         self.pid = self._process.pid
         self._ids = itertools.count(1)
