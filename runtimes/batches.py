@@ -41,6 +41,10 @@ class Batch:
 
 def lay_out(parts: Sequence[Part], joint: bool = True) -> Batch:
     """The parts' cells, in order, as rows. `joint`: what several would run alike is run once."""
+    if len(parts) == 1:  # nothing to share with, and of a prompt hundreds of cells
+        (part,) = parts
+        n, start, places = len(part.cells), len(part.slot.cells), new_places(len(part.cells))
+        return Batch(list(part.cells), list(range(start, start + n)), [[part.slot.index] for _ in places], [list(range(n))], [places])
     batch = Batch()
     # A row by the place of the cell before it and its own cell; places by row.
     known: dict[tuple[int, int], int] = {}
@@ -88,10 +92,10 @@ def drop_spill(parts: Sequence[Part], tile: int, others_wait: bool = False) -> l
     return kept if goes_on else list(parts)
 
 
-def list_rows(cells: Sequence[int], parts: Sequence[Part], embed: TokenRows | None) -> list[F32]:
-    """The cells' rows in order, float32 [any, width] each: of the images where they lie. `embed` makes those of token ids, if any."""
+def find_images(cells: Sequence[int], parts: Sequence[Part]) -> list[tuple[int, F32]]:
+    """Where images' rows are among the cells: (which cell is the first, float32 [any, width]), in order."""
     images = {locate_row(p.job.prompt.cells[s.start])[0]: p.job.rows[s.key] for p in parts for s in p.job.prompt.spans}
-    found: list[F32] = []
+    found: list[tuple[int, F32]] = []
     at, n = 0, len(cells)
     while at < n:
         end = at + 1
@@ -99,11 +103,22 @@ def list_rows(cells: Sequence[int], parts: Sequence[Part], embed: TokenRows | No
             while end < n and cells[end] == cells[end - 1] - 1:
                 end += 1
             image, first = locate_row(cells[at])
-            found.append(images[image][first : first + end - at])
-        else:
-            assert embed is not None  # without it, a batch has cells of one kind
-            while end < n and cells[end] >= 0:
-                end += 1
-            found.append(embed(cells[at:end]))
+            found.append((at, images[image][first : first + end - at]))
         at = end
+    return found
+
+
+def list_rows(cells: Sequence[int], parts: Sequence[Part], embed: TokenRows | None) -> list[F32]:
+    """The cells' rows in order, float32 [any, width] each: of the images where they lie. `embed` makes those of token ids, if any."""
+    found: list[F32] = []
+    at = 0
+    for first, rows in find_images(cells, parts):
+        if at < first:
+            assert embed is not None  # without it, a batch has cells of one kind
+            found.append(embed(cells[at:first]))
+        found.append(rows)
+        at = first + len(rows)
+    if at < len(cells):
+        assert embed is not None
+        found.append(embed(cells[at:]))
     return found

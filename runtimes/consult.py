@@ -178,4 +178,3 @@ def follow(stream: AnswerStream, template: ConversationTemplate, show: Callable[
         return Answer(clean_answer(template, "".join(pieces)), error=event.error)
     lost = EngineError("The engine ended an answer without a closing event.", "Ask again; report this as a fault of edgemed.")
     return Answer(clean_answer(template, "".join(pieces)), error=lost)
-

@@ -38,7 +38,7 @@ LEAST_ROWS = 96
 # Prompts go in whole, so that weights are unpacked once for each.
 BATCH_TOKENS, MICRO_BATCH = 2048, 1024
 _FOLDER = Path(__file__).parent / "cuda"
-_SOURCES = ("prompts.cu", "blocks.h")
+_SOURCES = ("prompts.cu", "blocks.h", "rows.h")
 _LAST_LINES = 3
 _WITHOUT = "Prompts work without it, as they are."
 # An image's rows are copied several times on their way, through memory of megabytes: 2 ms sooner (as above).

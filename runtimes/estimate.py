@@ -53,7 +53,16 @@ LARGE_CONTEXT_BYTES = 331_000_000
 CUDA_GRAIN_BYTES = 2 << 20
 
 What = Literal[
-    "weights", "repacked weights", "tower weights", "cache", "output", "compute", "tower compute", "scratch", "images", "dense prompts",
+    "weights",
+    "repacked weights",
+    "tower weights",
+    "cache",
+    "output",
+    "compute",
+    "tower compute",
+    "scratch",
+    "images",
+    "dense prompts",
     "program",
 ]
 _DYNAMIC = frozenset({"compute", "tower compute", "scratch", "images", "dense prompts"})

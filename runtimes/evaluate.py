@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgemed.core.errors import EngineError
-from runtimes.batches import list_rows
+from runtimes.batches import find_images, list_rows
 from runtimes.jobs import Job, Part, Slot
 from runtimes.libllama import LanguageModel
 
@@ -42,7 +42,9 @@ def decode(
     sequences: Sequence[Sequence[int]],
     outputs: Sequence[int],
 ) -> int:
-    """Run the cells of these parts in one batch: as rows where an image is among them, else as tokens. Returns llama_decode's code."""
+    """Run the cells of these parts in one batch: as rows, or among tokens, where an image is among them. Returns llama_decode's code."""
+    if min(cells) < 0 and llm.takes_rows:
+        return llm.decode_among([max(cell, 0) for cell in cells], find_images(cells, parts), positions, sequences, outputs)
     if min(cells) < 0:
         return llm.decode_rows(list_rows(cells, parts, llm.token_rows), positions, sequences, outputs)
     return llm.decode_tokens(cells, positions, sequences, outputs)

@@ -213,9 +213,7 @@ class FakeEngine:
             return
         if prompt > self.settings.context_tokens:
             yield Failed(
-                ContextOverflowError(
-                    f"Expected at most {self.settings.context_tokens} tokens, found {prompt}.", "Ask a shorter question."
-                )
+                ContextOverflowError(f"Expected at most {self.settings.context_tokens} tokens, found {prompt}.", "Ask a shorter question.")
             )
             return
         text = self._next_answer(request)

@@ -1,4 +1,4 @@
-"""libllama through ctypes: a model with its context, batches, sampler chains. One of the files here that touch ctypes.
+"""libllama through ctypes: a model with its context, sampler chains. One of the files here that touch ctypes.
 
     llm = LanguageModel(path, settings, threads, no_space_prefix=False)
     llm.decode_tokens([1, 2, 3], positions=[0, 1, 2], sequences=[[0], [0], [0]], outputs=[2])
@@ -23,8 +23,10 @@ from llama_cpp._ctypes_extensions import load_shared_library
 from numpy.typing import NDArray
 
 from edgemed.core.errors import EngineError, EngineLoadError, EngineMemoryError
+from edgemed.core.probe import relative_l2
 from runtimes.account import Lines, lacks_memory, read_account
 from runtimes.gguf_header import read_header
+from runtimes.libbatch import DirectRows, RowBatch, TokenBatch
 from runtimes.messages import Buffer, EngineSettings, Sampling
 
 # The wrapper's own type hints say array where its functions want pointers.
@@ -42,6 +44,8 @@ PENALTY_TOKENS = 256
 _KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 _PREC_F32 = 10  # GGML_PREC_F32
+# Logits of one batch computed twice on one GPU differ by less.
+_SAME = 1e-3
 _GPU_DEVICE_TYPES = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
 
 _base = load_shared_library("ggml-base", lib._base_path)
@@ -70,18 +74,6 @@ for _library, _name, _args, _result in (
 _logits_address = lib._lib["llama_get_logits_ith"]
 _logits_address.argtypes, _logits_address.restype = [ctypes.c_void_p, ctypes.c_int32], ctypes.c_void_p
 
-
-class _Embedding(ctypes.Structure):
-    """llama_embd: rows of an input embedding."""
-
-    _fields_ = (("data", ctypes.c_void_p), ("n_rows", ctypes.c_size_t), ("n_embd", ctypes.c_size_t))
-
-
-# Called for each row of a batch, so that the binding's checks are left out.
-_add_row, _add_sequence, _set_position = (lib._lib[f"llama_batch_ext_{name}"] for name in ("add_embd", "add_seq", "set_pos"))
-_add_row.argtypes, _add_row.restype = [ctypes.c_void_p, ctypes.c_int32, _Embedding], ctypes.c_int32
-_add_sequence.argtypes, _add_sequence.restype = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32], ctypes.c_bool
-_set_position.argtypes, _set_position.restype = [ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p], ctypes.c_bool
 
 _X86_FEATURES = ("avx", "f16c", "fma", "bmi2", "avx2", "avx_vnni", "avx512", "avx512_vbmi", "avx512_vnni", "avx512_bf16")
 _CPU_FEATURES = (*_X86_FEATURES, "neon", "dotprod", "fp16_va", "matmul_int8")
@@ -212,11 +204,12 @@ class LanguageModel:
         self.size_bytes = int(lib.llama_model_size(self._model))
         self._end_tokens = frozenset(t for t in range(self.vocab_size) if lib.llama_vocab_is_eog(self._vocab, t))
         self.max_outputs = max(MAX_OUTPUTS, settings.slots)
-        self._batch = _Batch(self.batch_tokens, self.max_outputs)
-        self._single = _Batch(1, 1)
+        self._batch = TokenBatch(self.batch_tokens, self.max_outputs)
+        self._single = TokenBatch(1, 1)
         self._single.fill([0], [[0]], [0])
         self._single.struct.token = self._single.token_pointer
-        self._rows = _RowBatch(self._ctx, self.width)
+        self._rows = RowBatch(self._ctx, self.width)
+        self._direct: DirectRows | None = None
         self._piece_buffer = ctypes.create_string_buffer(256)
         self._views: dict[int, F32] = {}
         self.token_rows = find_token_rows(path)
@@ -293,12 +286,50 @@ class LanguageModel:
         """`decode_tokens` of one token whose logits are wanted: an answer's next one."""
         return int(lib.llama_decode(self._ctx, self._single.set(token, position, sequence)))
 
-    def decode_rows(
-        self, rows: Sequence[F32], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
-    ) -> int:
+    def decode_rows(self, rows: Sequence[F32], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
         """`decode_tokens` of embeddings, one after another: float32 [any, width] each, whose rows are contiguous."""
         self._batch.check(positions, sequences, outputs)
         return int(lib.llama_process(self._ctx, lib.LLAMA_PROCESS_TYPE_DECODE, self._rows.fill(rows, positions, sequences, outputs)))
+
+    @property
+    def takes_rows(self) -> bool:
+        """Whether `decode_among` can be used."""
+        return self._direct is not None
+
+    def take_rows(self) -> None:
+        """Have images' rows go to the GPU past the batches, having seen it work. With dense prompts and all layers on the GPU only.
+
+        Raises EngineLoadError.
+        """
+        if self.token_rows is None:
+            return
+        self._direct = DirectRows()
+        ids = [(k + 1) * self.vocab_size // 6 for k in range(4)]
+        known = [(1, self.token_rows(ids[1:3]))]
+        positions, sequences, outputs = range(4), [[0]] * 4, [3]
+        found = []
+        for tokens, images in ((ids, []), ([ids[0], 0, 0, ids[3]], known)):
+            if self.decode_among(tokens, images, positions, sequences, outputs) != 0:
+                raise load_error("llama.cpp did not take an image's rows on their way to the GPU.", "Leave dense_prompts out.")
+            found.append(self.logits(3).copy())
+            self.forget(0, 0)
+        if not relative_l2(found[1], found[0]) < _SAME:
+            raise load_error("An image's rows did not arrive on the GPU as they were sent.", "Leave dense_prompts out.")
+
+    def decode_among(
+        self,
+        tokens: Sequence[int],
+        images: Sequence[tuple[int, F32]],
+        positions: Sequence[int],
+        sequences: Sequence[Sequence[int]],
+        outputs: Sequence[int],
+    ) -> int:
+        """`decode_tokens`, some of which are images' rows: the number of the first, float32 [any, width]; their ids mean nothing.
+
+        Returns NOT_TAKEN, too.
+        """
+        assert self._direct is not None
+        return self._direct.run(images, len(tokens), self.width, lambda: self.decode_tokens(tokens, positions, sequences, outputs))
 
     def logits(self, index: int) -> F32:
         """A view of the last batch's logits at batch index `index`, float32 [vocab]; valid until the next decode."""
@@ -408,88 +439,6 @@ class Sampler:
     def close(self) -> None:
         """Free the chain."""
         lib.llama_sampler_free(self.chain)
-
-
-class _Batch:
-    """llama_batch over arrays of our own, filled through numpy: at most `size` pairs of a token and a sequence that it belongs to."""
-
-    def __init__(self, size: int, max_outputs: int) -> None:
-        self.size, self.max_outputs = size, max_outputs
-        self.tokens = np.zeros(size, np.int32)
-        self._positions = np.zeros(size, np.int32)
-        self._counts = np.ones(size, np.int32)
-        self._sequences = np.zeros(size, np.int32)
-        self._outputs = np.zeros(size, np.int8)
-        self._pointers = np.zeros(size, np.uintp)
-        self.token_pointer = self.tokens.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        self.struct = lib.llama_batch()
-        self.struct.pos = self._positions.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        self.struct.n_seq_id = self._counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32))
-        self.struct.seq_id = self._pointers.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(ctypes.c_int32)))
-        self.struct.logits = self._outputs.ctypes.data_as(ctypes.POINTER(ctypes.c_int8))
-
-    def set(self, token: int, position: int, sequence: int) -> Any:
-        """Of a batch of one: other numbers in the places that `fill` has set once. Returns the structure."""
-        self.tokens[0], self._positions[0], self._sequences[0] = token, position, sequence
-        return self.struct
-
-    def check(self, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> tuple[int, int]:
-        """(tokens, pairs) of a batch. Raises EngineError for one that llama.cpp would end the process on."""
-        n, pairs = len(positions), sum(map(len, sequences))
-        if not 0 < n <= pairs <= self.size or len(outputs) > self.max_outputs:
-            wanted = f"1 to {self.size} tokens and at most {self.max_outputs} outputs"
-            raise EngineError(f"Expected a batch of {wanted}, found {n} (in {pairs} places) and {len(outputs)}.")
-        return n, pairs
-
-    def fill(self, positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]) -> int:
-        n, pairs = self.check(positions, sequences, outputs)
-        self._positions[:n] = positions
-        self._counts[:n] = [len(each) for each in sequences]
-        self._sequences[:pairs] = [index for each in sequences for index in each]
-        firsts = np.cumsum(self._counts[:n]) - self._counts[:n]
-        self._pointers[:n] = self._sequences.ctypes.data + self._sequences.itemsize * firsts
-        self._outputs[:n] = 0
-        for index in outputs:
-            self._outputs[index] = 1
-        self.struct.n_tokens = n
-        return n
-
-
-class _RowBatch:
-    """llama_batch_ext, filled with embeddings from wherever they lie.
-
-    Kept for all batches: llama.cpp makes one of every llama_batch otherwise, whose memory grows row by row (10 MB for an image of
-    576 rows of 4096 values), and is given back after it.
-    """
-
-    def __init__(self, context: int, width: int) -> None:
-        self._batch = lib.llama_batch_ext_init(context)
-        self._row = _Embedding(None, 1, width)
-
-    def fill(
-        self, rows: Sequence[F32], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
-    ) -> int:
-        """The batch, which holds copies of the rows."""
-        lib.llama_batch_ext_clear(self._batch)
-        batch, row, places, index = self._batch, self._row, np.asarray(positions, np.int32), 0
-        place = places.ctypes.data
-        for part in rows:
-            address, step = part.ctypes.data, part.strides[0]
-            for at in range(len(part)):
-                row.data = address + at * step
-                together = sequences[index]
-                if _add_row(batch, together[0], row) != index or not _set_position(batch, index, place + places.itemsize * index):
-                    raise EngineError(f"llama.cpp refused row {index} of a batch.", "Report this as a fault of edgemed.")
-                if not all(_add_sequence(batch, index, sequence) for sequence in together[1:]):
-                    raise EngineError(f"llama.cpp refused the sequences of row {index}.", "Report this as a fault of edgemed.")
-                index += 1
-        for output in outputs:
-            if not lib.llama_batch_ext_set_output_logits(batch, output, True):
-                raise EngineError(f"llama.cpp refused the logits of row {output}.", "Report this as a fault of edgemed.")
-        return int(batch)
-
-    def close(self) -> None:
-        lib.llama_batch_ext_free(self._batch)
 
 
 def _model_params(settings: EngineSettings, no_space_prefix: bool) -> Any:

@@ -103,6 +103,8 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
         _enable_dense(command, gpu is not None)
     own_blanks = manifest.space_prefix in ("first", "chunk")
     llm = libllama.LanguageModel(artifact.llm_path, settings, threads, no_space_prefix=own_blanks)
+    if settings.dense_prompts and settings.gpu_layers < 0:
+        llm.take_rows()
     device = gpu[1] if gpu and settings.gpu_layers != 0 else "CPU"
     tower_device = gpu[1] if gpu and settings.tower != "cpu" and not command.text_only else "CPU"
     encoder, checked = _load_tower(command, llm, threads, gpu, tower_device)

@@ -1,8 +1,8 @@
 """Small DICOM files made from ordinary images, with identifiers planted everywhere that a device might put them.
 
-    data = make_dicom(image, "jpeg2000", bits=12)       # bytes
-    python tests/dicom_fixture.py FOLDER                 # one file of each kind, and a CT series, to try the program with
-    for word in PLANTED_WORDS: assert word.encode() not in written
+data = make_dicom(image, "jpeg2000", bits=12)       # bytes
+python tests/dicom_fixture.py FOLDER                 # one file of each kind, and a CT series, to try the program with
+for word in PLANTED_WORDS: assert word.encode() not in written
 """
 
 from __future__ import annotations

@@ -33,9 +33,7 @@ def test_facts_hold_nothing_planted_and_identity_holds_it() -> None:
     assert not [word for word in PLANTED_WORDS if word in told]
     facts = picture.facts
     assert (facts.modality, facts.body_part, facts.view_position, facts.laterality, facts.description) == ("CR", "WRIST", "PA", "L", "")
-    assert picture.identity == PatientIdentity(
-        "Qwyzzel^Marguerita", "PID-7788812345", "1951-04-17", "F", "ACC99120077", STUDY_UID
-    )
+    assert picture.identity == PatientIdentity("Qwyzzel^Marguerita", "PID-7788812345", "1951-04-17", "F", "ACC99120077", STUDY_UID)
 
 
 @pytest.mark.parametrize("value", ["QWYZZEL", "Marguerita", "PID-7788812345", "MWANGAZAVILLE"])

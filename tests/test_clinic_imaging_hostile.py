@@ -258,8 +258,6 @@ def test_damaged_copies_are_refused_too() -> None:
         strip_identifiers(make_dicom(SMALL)[:-40])
 
 
-
-
 def test_pictures_that_are_gone_leave_the_cache() -> None:
     from edgemed.clinic.imaging.picture import FrameCache
 

@@ -1,6 +1,6 @@
 """Twenty steps of each stage on the tiny LLaVA: the losses are those that were stored, and frozen parts stay bit-identical.
 
-    python -m tests.test_finetune_golden        # writes golden_losses.json anew, after a change that is meant to move them
+python -m tests.test_finetune_golden        # writes golden_losses.json anew, after a change that is meant to move them
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from runtimes.devices import find_device
 from runtimes.engine import Engine
 from runtimes.estimate import Host, estimate_memory
 from runtimes.graph import GPU
+from runtimes.libbatch import NOT_TAKEN, DirectRows
 from runtimes.messages import EngineSettings
 from runtimes.planner import Target, Wish, list_plans, make_plan
 from runtimes.probes import check_vision
@@ -32,6 +33,7 @@ from runtimes.wire import Load
 
 GB = 10**9
 CUDA = Path(dense.__file__).parent / "cuda"
+ROWS = ("ggml_backend_tensor_set", "edgemed_rows_begin", "edgemed_rows_end")
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared libraries as on Linux")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
@@ -68,6 +70,51 @@ def test_blocks_are_unpacked_as_gguf_does(tmp_path: Path) -> None:
         pointers = [array.ctypes.data_as(ctypes.c_void_p) for array in (blocks, found)]
         getattr(loaded, f"run_{name}")(*pointers, ctypes.c_long(found.size))
         np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=0, err_msg=kind)
+
+
+@linux
+@needs_compiler
+def test_rows_are_written_behind_the_copy_of_what_was_looked_up(tmp_path: Path) -> None:
+    # A tensor is its name here, and memory of 12 rows of 4 values is the GPU.
+    source, library = tmp_path / "rows.cpp", tmp_path / "rows.so"
+    source.write_text(
+        f"""#include "{CUDA / "rows.h"}"
+        static float gpu[48];
+        static void put(ggml_tensor *, const void *data, size_t offset, size_t size) {{ memcpy((char *) gpu + offset, data, size); }}
+        static const char *name(const ggml_tensor *tensor) {{ return (const char *) tensor; }}
+        extern "C" float *copy(const char *tensor, const float *data, int rows) {{
+            own_tensor_set = put, own_get_name = name;
+            set_tensor((ggml_tensor *) tensor, data, 0, 16 * rows);
+            return gpu;
+        }}"""
+    )
+    subprocess.run(["g++", "-std=c++17", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
+    copy = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL).copy
+    copy.restype = ctypes.POINTER(ctypes.c_float)
+    text, rows, direct = np.zeros((12, 4), np.float32), np.arange(1, 25, dtype=np.float32).reshape(6, 4), DirectRows()
+    wanted = text.copy()
+    wanted[2:7], wanted[10] = rows[:5], rows[5]
+
+    def run(*micro_batches: int, tensor: bytes = b"CUDA0#embd#0", code: int = 0) -> tuple[int, np.ndarray[Any, Any]]:
+        seen: list[np.ndarray[Any, Any]] = []
+
+        def decode() -> int:
+            for count in micro_batches:
+                copy(b"inp_tokens", text.ctypes.data_as(ctypes.c_void_p), 1)  # which is not looked at
+                gpu = copy(tensor, text.ctypes.data_as(ctypes.c_void_p), count)
+                seen.append(np.ctypeslib.as_array(gpu, (12, 4))[:count].copy())
+            return code
+
+        taken = direct.run([(2, rows[:5]), (10, rows[5:])], 12, 4, decode)
+        return taken, np.concatenate(seen)
+
+    for sizes in ((12,), (5, 5, 2), (2, 1, 9), (1,) * 12):
+        code, found = run(*sizes)
+        assert code == 0 and np.array_equal(found, wanted)
+    assert run(12, code=1)[0] == 1
+    assert run(6)[0] == run(12, tensor=b"CUDA0#embd_norm#0")[0] == NOT_TAKEN, "another llama.cpp"
+    gpu = copy(b"CUDA0#embd#0", text.ctypes.data_as(ctypes.c_void_p), 12)  # a batch without images
+    assert not np.ctypeslib.as_array(gpu, (12, 4)).any()
 
 
 @linux
@@ -111,7 +158,7 @@ def test_it_compiles_and_has_the_names_that_llama_cpp_looks_for(tmp_path: Path, 
     built = dense.build(shutil.which("nvcc"), (9, 0))
     names = subprocess.run(["nm", "-D", str(built)], capture_output=True, text=True, check=True).stdout
     # As `nm -D libggml-cuda.so` has them, at the pinned version.
-    for name in ("_Z24ggml_cuda_should_use_mmq9ggml_typeill", "_Z21ggml_get_to_bf16_cuda9ggml_type", "edgemed_dense_prompts"):
+    for name in ("_Z24ggml_cuda_should_use_mmq9ggml_typeill", "_Z21ggml_get_to_bf16_cuda9ggml_type", "edgemed_dense_prompts", *ROWS):
         assert f" T {name}" in names
     needed = subprocess.run(["readelf", "-d", str(built)], capture_output=True, text=True, check=True).stdout
     assert "libstdc++" not in needed and "libcudart" not in needed
@@ -183,7 +230,7 @@ def test_a_library_that_does_not_match_is_refused(tmp_path: Path, monkeypatch: p
     answers = {}
     for code in (0, 1, 2, 3):  # the last: a build without CUDA's library
         source, library = tmp_path / f"s{code}.c", tmp_path / f"s{code}.so"
-        body = f"return rows != 96 || device != 3 ? 7 : strcmp(path + strlen(path) - 5, \".so.0\") ? 1 : {code};"
+        body = f'return rows != 96 || device != 3 ? 7 : strcmp(path + strlen(path) - 5, ".so.0") ? 1 : {code};'
         source.write_text(f"#include <string.h>\nint edgemed_dense_prompts(const char *path, int device, int rows) {{ {body} }}")
         subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, source], check=True)
         words = "from pathlib import Path; from runtimes import dense\n"

@@ -37,6 +37,7 @@ class FakeModel:
 
     batch_tokens, max_outputs, vocab_size, width, bos = 64, 8, 300, 4, 1
     token_rows: Any = None
+    takes_rows = False
     reuses = True
     tile_rows = 1
 
@@ -97,6 +98,19 @@ class FakeModel:
         self, rows: Sequence[np.ndarray], positions: Sequence[int], sequences: Sequence[Sequence[int]], outputs: Sequence[int]
     ) -> int:
         return self._run("rows", [float(row[0]) for part in rows for row in part], positions, sequences, outputs)
+
+    def decode_among(
+        self,
+        tokens: Sequence[int],
+        images: Sequence[tuple[int, np.ndarray]],
+        positions: Sequence[int],
+        sequences: Sequence[Sequence[int]],
+        outputs: Sequence[int],
+    ) -> int:
+        values = list(map(float, tokens))
+        for first, rows in images:
+            values[first : first + len(rows)] = rows[:, 0].tolist()
+        return self._run("among", values, positions, sequences, outputs)
 
     def _put(self, sequences: Sequence[int], position: int, value: float) -> None:
         cell = Cell(value)
@@ -189,15 +203,16 @@ def test_answers_go_on_while_an_image_fills_in(manifest: Manifest) -> None:
 
 
 def test_text_around_an_image_goes_in_its_batch(manifest: Manifest) -> None:
-    bench = Bench(manifest, EngineSettings(context_tokens=512))
-    apart = Bench(manifest, EngineSettings(context_tokens=512))
-    bench.llm.token_rows = lambda ids: np.repeat(np.asarray(ids, np.float32)[:, None], 4, 1)
-    for each in (bench, apart):
+    bench, direct, apart = (Bench(manifest, EngineSettings(context_tokens=512)) for _ in range(3))
+    bench.llm.token_rows = direct.llm.token_rows = lambda ids: np.repeat(np.asarray(ids, np.float32)[:, None], 4, 1)
+    direct.llm.takes_rows = True
+    for each in (bench, direct, apart):
         each.llm.batch_tokens = 256
         each.ask(1, "Before and after", [image(1)], max_tokens=1)
         each.run()
     assert [kind for kind, _ in bench.llm.batches] == ["rows"] and len(apart.llm.batches) == 3
-    assert bench.llm.values(0) == apart.llm.values(0), "each cell is where it was, with its own row"
+    assert [kind for kind, _ in direct.llm.batches] == ["among"]
+    assert bench.llm.values(0) == direct.llm.values(0) == apart.llm.values(0), "each cell is where it was, with its own row"
 
 
 def test_rows_that_spill_over_whole_tiles_go_with_the_next_batch(manifest: Manifest) -> None:

@@ -1,5 +1,4 @@
-"""Images and reports on the screen, with real files, the real store and the fake engine.
-"""
+"""Images and reports on the screen, with real files, the real store and the fake engine."""
 
 from __future__ import annotations
 

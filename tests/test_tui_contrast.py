@@ -1,5 +1,4 @@
-"""Every text on every screen stands out from its ground: 7:1 in high contrast, 4.5:1 in the other looks (WCAG).
-"""
+"""Every text on every screen stands out from its ground: 7:1 in high contrast, 4.5:1 in the other looks (WCAG)."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """The terminal program for tests: a real encrypted store with a cheap key, a clock and ids that never change, and the fake engine.
 
-    app = build(tmp_path, Script(...))
-    async with app.run_test(size=(80, 24)) as pilot:
-        await begin(pilot)                       # first run: passphrase, then the list of cases
-        await open_case(pilot, "wrist", RADIOGRAPH)
-        await settle(pilot, lambda: ..., "what is waited for")
+app = build(tmp_path, Script(...))
+async with app.run_test(size=(80, 24)) as pilot:
+    await begin(pilot)                       # first run: passphrase, then the list of cases
+    await open_case(pilot, "wrist", RADIOGRAPH)
+    await settle(pilot, lambda: ..., "what is waited for")
 """
 
 from __future__ import annotations

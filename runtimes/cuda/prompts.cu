@@ -1,9 +1,11 @@
-// Preloaded in front of libggml-cuda: long prompts are multiplied as BF16 matrices by cuBLAS, out of weights that are unpacked for it.
+// Preloaded in front of libggml-cuda: long prompts are multiplied as BF16 matrices by cuBLAS, out of weights that are unpacked for it, and
+// images' rows go to the GPU without detours (rows.h).
 //
 // Two of that library's functions are answered here, which it calls through its table of dynamic symbols: whether a product is computed
 // on the quantised weights themselves, and what unpacks them to BF16. Its own unpacking of K-quants starts one warp for each 256
 // values, which takes three times as long on an H200 (docs/LOG.md, 2026-11-29). Built and switched on by runtimes/dense.py.
 #include "blocks.h"
+#include "rows.h"
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <dlfcn.h>
@@ -67,6 +69,11 @@ to_bf16_cuda_t ggml_get_to_bf16_cuda(ggml_type type) {
     return own_get_to_bf16(type);
 }
 
+extern "C" void ggml_backend_tensor_set(ggml_tensor *tensor, const void *data, size_t offset, size_t size) {
+    if (!own_tensor_set) give_up("not switched on");
+    set_tensor(tensor, data, offset, size);
+}
+
 // Before the first product: libggml-cuda's path, the GPU, and of how many rows a product is dense.
 // 0; 1 where that file is not loaded, or is another version's; 2 where the GPU cannot run what was compiled.
 extern "C" int edgemed_dense_prompts(const char *path, int device, int rows) {
@@ -74,7 +81,10 @@ extern "C" int edgemed_dense_prompts(const char *path, int device, int rows) {
     if (!library) return 1;
     own_should_use_mmq = (should_use_mmq_t) dlsym(library, "_Z24ggml_cuda_should_use_mmq9ggml_typeill");
     own_get_to_bf16 = (get_to_bf16_t) dlsym(library, "_Z21ggml_get_to_bf16_cuda9ggml_type");
-    if (!own_should_use_mmq || !own_get_to_bf16) return 1;
+    // libggml-base's, which that file depends on.
+    own_tensor_set = (tensor_set_t) dlsym(library, "ggml_backend_tensor_set");
+    own_get_name = (get_name_t) dlsym(library, "ggml_get_name");
+    if (!own_should_use_mmq || !own_get_to_bf16 || !own_tensor_set || !own_get_name) return 1;
     cudaFuncAttributes attributes;
     if (cudaSetDevice(device) != cudaSuccess || cudaFuncGetAttributes(&attributes, unpack<Q4K>) != cudaSuccess) return 2;
     least_rows = rows;
