@@ -1,12 +1,12 @@
 """Who computes what next: requests wait, are admitted to slots, share prefixes of the key-value cache, and advance together.
 
-    scheduler = Scheduler(llm, encode, manifest, settings, send)
+    scheduler = Scheduler(llm, images, manifest, settings, send)
     scheduler.post(id, Submit(request)); scheduler.cancel(id)      # from any thread
     scheduler.run()                                                 # for ever, in the thread that owns `llm`
 
 A step is one batch: a token of every answering slot, and prompts' tokens and images of others. llama.cpp's batches are all tokens or
 all rows; where rows of tokens can't be had, prompts' images and text take turns. Slots and the cache are placement.py's. Knows no pipes
-and no pixels: images arrive as rows from `encode`.
+and no pixels: images go to a queue and come back as rows (vision.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from runtimes.messages import EngineSettings, Failed, FinishReason, PreparedImag
 from runtimes.placement import Placement
 from runtimes.prompt import IMAGE_TOKEN, build_prompt, tokenize_segments
 from runtimes.sampling import log_probability
-from runtimes.vision import EmbeddingCache, Encoded, hash_image
+from runtimes.vision import EmbeddingCache, Encoded, ImageQueue, hash_image
 from runtimes.wire import Cancel, Command, Embed, Evaluate, SchedulerStats, Stats, Submit, SubmitGroup, Tokenize
 
 RATE_WINDOW_S = 5.0
@@ -42,7 +42,7 @@ class Scheduler:
     def __init__(
         self,
         llm: LanguageModel,
-        encode: Callable[[str, bytes], None],
+        images: ImageQueue,
         manifest: Manifest,
         settings: EngineSettings,
         send: Send,
@@ -50,13 +50,14 @@ class Scheduler:
     ) -> None:
         """`ahead`: decoding returns before it is done (on a GPU), so that a token's text can be looked at meanwhile."""
         self._ahead = ahead
-        self._llm, self._encode, self._manifest, self._settings = llm, encode, manifest, settings
+        self._llm, self._images, self._manifest, self._settings = llm, images, manifest, settings
         self._groups = Groups(send)
         self._send: Send = self._groups.send
         self._inbox: queue.SimpleQueue[tuple[int, float, Command | Encoded]] = queue.SimpleQueue()
         self._slots = [Slot(index) for index in range(settings.slots)]
         self._jobs: dict[int, Job] = {}
         self._waiting: deque[Job] = deque()
+        # Images in the queue or being encoded, and the jobs that wait for each: none may be left of one that is being encoded.
         self._encoding: dict[str, list[Job]] = {}
         self._cache = EmbeddingCache(settings.embedding_cache_bytes)
         self._limit = min(settings.context_tokens, llm.kv_tokens)
@@ -204,7 +205,7 @@ class Scheduler:
         job.missing.add(key)
         if key not in self._encoding:
             self._encoding[key] = []
-            self._encode(key, pixels)
+            self._images.submit(key, pixels)
         self._encoding[key].append(job)
 
     def _take_rows(self, encoded: Encoded) -> None:
@@ -217,17 +218,25 @@ class Scheduler:
             job.missing.discard(encoded.key)
             if encoded.rows is not None:
                 job.rows[encoded.key] = encoded.rows
-            elif self._jobs.get(job.id) is job:
+            else:
                 del self._jobs[job.id]
-                self._waiting.remove(job)
+                self._leave_queue(job)
                 error = encoded.error or EngineError("An image could not be encoded.")
                 self._send(job.id, Failed(error) if job.request else error)
+
+    def _leave_queue(self, job: Job) -> None:
+        """Take out a job that is never begun, and of its images those that nobody else wants, unless they are being encoded already."""
+        self._waiting.remove(job)
+        for key in job.missing:
+            self._encoding[key].remove(job)
+            if not self._encoding[key] and self._images.drop(key):
+                del self._encoding[key]
 
     # -- admission ----------------------------------------------------------------------------------------------------
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._waiting if job.cancelled]:
-            self._waiting.remove(job)
+            self._leave_queue(job)
             self._finish(job, "cancelled")
         for slot in self._slots:
             if slot.job is not None and slot.job.cancelled:

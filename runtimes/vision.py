@@ -1,4 +1,4 @@
-"""From prepared pixels to the rows that the LLM sees: the tower's self-check, its correction, the layout, a cache and a thread.
+"""From prepared pixels to the rows that the LLM sees: the tower's self-check, its correction, the layout, a cache, a queue and a thread.
 
     encoder = VisionEncoder(tower, manifest)
     encoder.check(...)                      # plain or rewrite, whichever agrees with the manifest's certificate
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import queue
 import threading
 import time
 from collections import OrderedDict
@@ -147,23 +146,44 @@ class Encoded:
     error: EdgemedError | None = None
 
 
-class EncodeThread:
-    """Encodes one image after another in a thread of its own; `done` is called there with each result."""
+class ImageQueue:
+    """Images that wait to be encoded, by hash, in order of arrival. Used from several threads."""
 
-    def __init__(self, encoder: VisionEncoder, done: Callable[[Encoded], None], on_cpu: bool) -> None:
-        self._encoder, self._done, self._on_cpu = encoder, done, on_cpu
-        self._queue: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
-        threading.Thread(target=self._run, name="encode", daemon=True).start()
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: dict[str, bytes] = {}
 
     def submit(self, key: str, pixels: bytes) -> None:
         """Queue an image."""
-        self._queue.put((key, pixels))
+        with self._changed:
+            self._waiting[key] = pixels
+            self._changed.notify()
+
+    def drop(self, key: str) -> bool:
+        """Take an image out again; False where it waits no more."""
+        with self._changed:
+            return self._waiting.pop(key, None) is not None
+
+    def take(self) -> tuple[str, bytes]:
+        """The next image, which waits no more; blocks until there is one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting)
+            key = next(iter(self._waiting))
+            return key, self._waiting.pop(key)
+
+
+class EncodeThread:
+    """Encodes one image of the queue after another in a thread of its own; `done` is called there with each result."""
+
+    def __init__(self, encoder: VisionEncoder, images: ImageQueue, done: Callable[[Encoded], None], on_cpu: bool) -> None:
+        self._encoder, self._images, self._done, self._on_cpu = encoder, images, done, on_cpu
+        threading.Thread(target=self._run, name="encode", daemon=True).start()
 
     def _run(self) -> None:
         while True:
             if not self._on_cpu:
                 self._encoder.prepare()  # while the GPU is filling the last image's prompt in
-            key, pixels = self._queue.get()
+            key, pixels = self._images.take()
             if not self._on_cpu:
                 self._encode(key, pixels)
                 continue

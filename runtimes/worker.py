@@ -29,7 +29,7 @@ from runtimes.probes import check_vision
 from runtimes.scheduler import Scheduler
 from runtimes.shape import read_shape, read_tower, tower_flash_attention
 from runtimes.system import keep_freed_memory, physical_cores
-from runtimes.vision import EncodeThread, VisionEncoder
+from runtimes.vision import EncodeThread, ImageQueue, VisionEncoder
 from runtimes.wire import Cancel, Command, Load, pack_frame, read_frame, write_frame
 
 # Tokens are gathered for so long before they are written: each write wakes the parent, which takes a core from llama.cpp's threads.
@@ -108,11 +108,10 @@ def load(command: Load, outbox: Outbox) -> tuple[Scheduler, LoadReport]:
     device = gpu[1] if gpu and settings.gpu_layers != 0 else "CPU"
     tower_device = gpu[1] if gpu and settings.tower != "cpu" and not command.text_only else "CPU"
     encoder, checked = _load_tower(command, llm, threads, gpu, tower_device)
-    threads_of_encode: list[EncodeThread] = []
-    ahead = device != "CPU"
-    scheduler = Scheduler(llm, lambda key, pixels: threads_of_encode[0].submit(key, pixels), manifest, settings, outbox.send, ahead)
+    images = ImageQueue()
+    scheduler = Scheduler(llm, images, manifest, settings, outbox.send, ahead=device != "CPU")
     if encoder is not None:
-        threads_of_encode.append(EncodeThread(encoder, lambda encoded: scheduler.post(0, encoded), on_cpu=tower_device == "CPU"))
+        EncodeThread(encoder, images, lambda encoded: scheduler.post(0, encoded), on_cpu=tower_device == "CPU")
     report = LoadReport(
         load_s=time.monotonic() - started,
         model_bytes=llm.size_bytes,

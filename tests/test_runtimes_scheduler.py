@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from runtimes.jobs import Job, Part, Slot
 from runtimes.libllama import NotANumberError
 from runtimes.messages import EngineSettings, Failed, Finished, PreparedImage, Request, Token
 from runtimes.scheduler import Scheduler
-from runtimes.vision import Encoded, hash_image
+from runtimes.vision import Encoded, ImageQueue, hash_image
 from runtimes.wire import Embed, Submit, SubmitGroup, Tokenize
 
 NEVER = 255
@@ -134,6 +134,17 @@ class FakeModel:
         self.cells[target] = self.cells[source][:stop]
 
 
+class AtOnce(ImageQueue):
+    """Images that are encoded as soon as they come, without a thread."""
+
+    def __init__(self, encode: Callable[[str, bytes], None]) -> None:
+        super().__init__()
+        self.encode = encode
+
+    def submit(self, key: str, pixels: bytes) -> None:
+        self.encode(key, pixels)
+
+
 class Bench:
     """A scheduler with its fake model, and what it sent."""
 
@@ -144,7 +155,8 @@ class Bench:
         self.sent: list[tuple[int, Any]] = []
         self.encoded: list[str] = []
         model: Any = self.llm
-        self.scheduler = Scheduler(model, self.encode, manifest, settings, lambda id, reply: self.sent.append((id, reply)), self.ahead)
+        images, send = AtOnce(self.encode), lambda id, reply: self.sent.append((id, reply))
+        self.scheduler = Scheduler(model, images, manifest, settings, send, self.ahead)
 
     def encode(self, key: str, pixels: bytes) -> None:
         self.encoded.append(key)
@@ -314,7 +326,7 @@ def test_what_is_not_a_number_ends_its_request_and_empties_the_cache(manifest: M
 def test_what_is_late_of_a_group_is_nobody_elses(manifest: Manifest) -> None:
     bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2))
     keys: list[str] = []
-    bench.scheduler._encode = lambda key, pixels: keys.append(key)
+    bench.scheduler._images = AtOnce(lambda key, pixels: keys.append(key))
 
     def request(*images: PreparedImage) -> Request:
         return Request((Turn("user", "a", images=len(images)),), images, max_tokens=2)
@@ -369,8 +381,7 @@ def test_questions_about_one_image_wait_to_share_it(manifest: Manifest) -> None:
     shared = manifest.model_copy(update={"vision": manifest.vision.model_copy(update={"image_tokens": 5 * PATCHES})})
     bench = Bench(shared, EngineSettings(context_tokens=512, slots=3))
     rows = np.ones((5 * PATCHES, 4), np.float32)
-    bench.encode = lambda key, pixels: bench.scheduler.post(0, Encoded(key, rows, 0.1))  # type: ignore[method-assign]
-    bench.scheduler._encode = bench.encode
+    bench.scheduler._images = AtOnce(lambda key, pixels: bench.scheduler.post(0, Encoded(key, rows, 0.1)))
     for id in (1, 2, 3):
         bench.ask(id, f"question {id}", [image(1)], max_tokens=30)
     bench.run()
@@ -385,7 +396,7 @@ def test_what_questions_begin_with_alike_is_run_once(manifest: Manifest) -> None
     bench = Bench(shared, EngineSettings(context_tokens=512, slots=5))
     bench.llm.batch_tokens = 256
     rows = np.ones((5 * PATCHES, 4), np.float32)
-    bench.scheduler._encode = lambda key, pixels: bench.scheduler.post(0, Encoded(key, rows, 0.1))
+    bench.scheduler._images = AtOnce(lambda key, pixels: bench.scheduler.post(0, Encoded(key, rows, 0.1)))
     bench.scheduler.post(7, SubmitGroup(tuple(Request((Turn("user", text, 1),), (image(1),), max_tokens=1) for text in texts)))
     for _ in range(2):  # the image's rows come in between
         bench.run()
@@ -469,6 +480,43 @@ def test_cancel_before_admission_and_during_an_answer(manifest: Manifest) -> Non
     assert (bench.ends()[1].reason, bench.ends()[2].reason) == ("cancelled", "cancelled")
     assert bench.tokens(1) == drawn and bench.ends()[1].usage.late_tokens == 0
     assert bench.tokens(2) == 0
+
+
+def test_images_that_nobody_wants_any_more_are_not_encoded(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2))
+    images = bench.scheduler._images = ImageQueue()
+    rows = np.ones((PATCHES, 4), np.float32)
+    keys = [hash_image(image(value).pixels) for value in range(4)]
+    bench.ask(1, "A", [image(0)])
+    bench.run()
+    assert images.take()[0] == keys[0], "the first is being encoded from here on"
+    for id, values in ((2, [1]), (3, [1, 2]), (4, [2]), (5, [3])):
+        bench.ask(id, f"{id}", [image(value) for value in values])
+    for id in (1, 3, 4):
+        bench.scheduler.cancel(id)
+    bench.run()
+    assert [end.reason for end in bench.ends().values()] == ["cancelled"] * 3
+    assert list(images._waiting) == [keys[1], keys[3]], "the second is still wanted"
+    bench.ask(6, "6", [image(2), image(0)])  # what has just been dropped, and what is being encoded for nobody
+    bench.run()
+    assert list(images._waiting) == [keys[1], keys[3], keys[2]]
+    bench.scheduler.post(0, Encoded(keys[0], rows, 0.1))
+    for key in (keys[1], keys[3], keys[2]):
+        assert images.take()[0] == key
+        bench.scheduler.post(0, Encoded(key, rows, 0.1))
+    bench.run()
+    assert [bench.ends()[id].reason for id in (2, 5, 6)] == ["length"] * 3
+    assert not bench.scheduler._encoding and not bench.scheduler._jobs
+
+
+def test_a_request_that_failed_wants_no_more_images(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512))
+    images = bench.scheduler._images = ImageQueue()
+    bench.ask(1, "Two", [image(1), image(2)])
+    bench.run()
+    bench.scheduler.post(0, Encoded(images.take()[0], None, 0.1, EngineError("no such image")))
+    bench.run()
+    assert isinstance(bench.ends()[1], Failed) and not images._waiting and not bench.scheduler._encoding
 
 
 def test_tokenize_replies_at_once(manifest: Manifest) -> None:

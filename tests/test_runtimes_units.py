@@ -31,7 +31,7 @@ from runtimes.memory import measure_memory
 from runtimes.messages import EngineSettings, PreparedImage, Request, Sampling
 from runtimes.prompt import build_prompt, common_prefix, tokenize_segments
 from runtimes.sampling import TextStream, log_probability
-from runtimes.vision import EmbeddingCache, EncodeThread, VisionEncoder
+from runtimes.vision import EmbeddingCache, EncodeThread, ImageQueue, VisionEncoder
 
 
 def test_stop_string_across_pieces() -> None:
@@ -234,11 +234,21 @@ def test_memory_is_made_ready_before_an_image_comes(tmp_path: Path, on_cpu: bool
             order.put(f"prepare {rows}")
 
     encoder = VisionEncoder(Tower(False), make_artifact(tmp_path, "clip").manifest)
-    thread = EncodeThread(encoder, lambda encoded: order.put(f"rows {encoded.key}"), on_cpu)
+    images = ImageQueue()
+    EncodeThread(encoder, images, lambda encoded: order.put(f"rows {encoded.key}"), on_cpu)
     ready = [] if on_cpu else [f"prepare {PATCHES}"]
     for key in ("a", "b"):
-        thread.submit(key, probe_pixels(SIZE_PX).tobytes())
+        images.submit(key, probe_pixels(SIZE_PX).tobytes())
         assert [order.get(timeout=20) for _ in (*ready, key)] == [*ready, f"rows {key}"]
+
+
+def test_an_image_waits_until_it_is_taken() -> None:
+    images = ImageQueue()
+    for key in "abc":
+        images.submit(key, key.encode())
+    assert images.take() == ("a", b"a")
+    assert [images.drop(key) for key in "abb"] == [False, True, False]
+    assert images.take() == ("c", b"c")
 
 
 def test_embedding_cache_forgets_the_oldest() -> None:
