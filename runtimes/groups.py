@@ -1,19 +1,21 @@
 """Requests that are answered together and by themselves, so that their answers never depend on what else was asked, or when.
 
 A batch's make-up changes the last bits of what llama.cpp computes, and so, now and then, a word. A group begins with an empty cache and
-idle slots and all its requests at once: the same group gives the same answers, token for token, whatever was asked before it, as long as
-nothing is asked beside it. Evaluation asks one group an image. Knows no cache: scheduler.py empties it.
+idle slots and all its requests at once, and nothing is begun beside it: the same group gives the same answers, token for token, whatever
+else is asked. Evaluation asks one group an image.
+
+So groups and other requests take turns, in order of arrival: a group waits until all that came before it has ended, and what comes after it
+waits until the group has. Neither starves, however many of the other kind keep coming. Knows neither the queue nor the cache: scheduler.py
+has both.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from edgemed.core.errors import EdgemedError
 from runtimes.messages import Collected, Failed, Finished, Request, Token
-from runtimes.wire import SubmitGroup
 
 
 @dataclass
@@ -28,32 +30,23 @@ class _Open:
 
 
 class Groups:
-    """Groups on their way through the scheduler. A member's job has a negative id, so that it is never taken for a frame's."""
+    """The group that is being answered. A member's job has a negative id, so that it is never taken for a frame's."""
 
     def __init__(self, send: Callable[[int, object], None]) -> None:
         self._send = send
-        self._waiting: deque[tuple[int, float, SubmitGroup]] = deque()
         self._open: _Open | None = None
         self._next = -1  # never given twice: what is late of an ended group is nobody else's
 
     @property
-    def waiting(self) -> bool:
-        """Whether a group waits and none is open."""
-        return bool(self._waiting) and self._open is None
+    def answering(self) -> bool:
+        """Whether a group is open."""
+        return self._open is not None
 
-    def post(self, id: int, received: float, command: SubmitGroup) -> None:
-        """Take in a group. An empty one is answered at once."""
-        if command.requests:
-            self._waiting.append((id, received, command))
-        else:
-            self._send(id, [])
-
-    def open(self) -> tuple[float, Sequence[tuple[int, Request]]]:
-        """The next group's time of arrival, and its requests under their jobs' ids."""
-        id, received, command = self._waiting.popleft()
-        self._open = _Open(id, self._next, [[] for _ in command.requests])
-        self._next -= len(command.requests)
-        return received, [(self._open.first - index, request) for index, request in enumerate(command.requests)]
+    def open(self, id: int, requests: Sequence[Request]) -> list[tuple[int, Request]]:
+        """Begin the group of frame `id`, of at least one request; returns the requests under their jobs' ids."""
+        self._open = _Open(id, self._next, [[] for _ in requests])
+        self._next -= len(requests)
+        return [(self._open.first - index, request) for index, request in enumerate(requests)]
 
     def send(self, id: int, reply: object) -> None:
         """A reply on its way out: a member's is kept until all have ended, any other goes on."""

@@ -1,4 +1,4 @@
-"""Who computes what next: requests wait, are admitted to slots, share prefixes of the key-value cache, and advance together.
+"""Who computes what next: requests wait in line, are admitted to slots, share prefixes of the key-value cache, and advance together.
 
     scheduler = Scheduler(llm, images, manifest, settings, send)
     scheduler.post(id, Submit(request)); scheduler.cancel(id)      # from any thread
@@ -56,6 +56,9 @@ class Scheduler:
         self._inbox: queue.SimpleQueue[tuple[int, float, Command | Encoded]] = queue.SimpleQueue()
         self._slots = [Slot(index) for index in range(settings.slots)]
         self._jobs: dict[int, Job] = {}
+        # What has arrived and is not let in yet, a group as its frame (groups.py says who waits for whom); and who was let in and waits for
+        # an image or a slot.
+        self._line: deque[Job | tuple[int, float, SubmitGroup]] = deque()
         self._waiting: deque[Job] = deque()
         # Images in the queue or being encoded, and the jobs that wait for each: none may be left of one that is being encoded.
         self._encoding: dict[str, list[Job]] = {}
@@ -95,29 +98,38 @@ class Scheduler:
         """Take in what has arrived (waiting for it where there is nothing else to do), admit, and run one batch."""
         self._drain(wait=not self._has_work())
         self._drop_cancelled()
-        self._open_group()
+        self._let_in()
         self._admit()
         self._run_batch()
 
     def _has_work(self) -> bool:
         busy = any(slot.job for slot in self._slots) or any(not job.missing for job in self._waiting)
-        return busy or (self._groups.waiting and not self._jobs)
+        return busy or (bool(self._line) and not self._waiting)
 
-    def _open_group(self) -> None:
-        """Begin a waiting group once all is idle, as if nothing had ever been asked."""
-        if self._jobs or not self._groups.waiting:
-            return
+    def _let_in(self) -> None:
+        """Requests up to the next group, and the group once they have ended."""
+        while self._line and not self._groups.answering:
+            first = self._line[0]
+            if isinstance(first, Job):
+                self._waiting.append(first)
+            elif self._waiting or any(slot.job for slot in self._slots):
+                return
+            else:
+                self._open_group(*first)
+            self._line.popleft()
+
+    def _open_group(self, id: int, received: float, command: SubmitGroup) -> None:
+        """Begin a group as if nothing had ever been asked."""
         for slot in self._slots:
             self._placement.clear(slot)
             slot.last_used = slot.last_run = 0.0
         self._image_turn = False
-        received, requests = self._groups.open()
-        for id, request in requests:
+        for member, request in self._groups.open(id, command.requests):
             try:
-                self._take_request(id, received, request)
+                self._take_request(member, received, request)
             except EdgemedError as error:
-                self._jobs.pop(id, None)
-                self._send(id, Failed(error))
+                self._jobs.pop(member, None)
+                self._send(member, Failed(error))
 
     def _drain(self, wait: bool) -> None:
         if not wait and self._inbox.empty():
@@ -140,7 +152,10 @@ class Scheduler:
         elif isinstance(command, Submit):
             self._take_request(id, received, command.request)
         elif isinstance(command, SubmitGroup):
-            self._groups.post(id, received, command)
+            if command.requests:
+                self._line.append((id, received, command))
+            else:
+                self._send(id, [])
         elif isinstance(command, Evaluate):
             c = command
             job = Job(id, received, evaluate=True, all_positions=c.all_positions, last=c.last, reuse=c.reuse)
@@ -174,7 +189,7 @@ class Scheduler:
         self._jobs[job.id] = job
         for key, image in zip(keys, images, strict=True):
             self._want_rows(job, key, image.pixels)
-        self._waiting.append(job)
+        (self._waiting if job.id < 0 else self._line).append(job)  # a group's own are let in with it
 
     def _check_length(self, job: Job) -> None:
         n, vocab = len(job.prompt.cells), self._llm.vocab_size
@@ -226,7 +241,7 @@ class Scheduler:
 
     def _leave_queue(self, job: Job) -> None:
         """Take out a job that is never begun, and of its images those that nobody else wants, unless they are being encoded already."""
-        self._waiting.remove(job)
+        (self._waiting if job in self._waiting else self._line).remove(job)
         for key in job.missing:
             self._encoding[key].remove(job)
             if not self._encoding[key] and self._images.drop(key):
@@ -235,7 +250,7 @@ class Scheduler:
     # -- admission ----------------------------------------------------------------------------------------------------
 
     def _drop_cancelled(self) -> None:
-        for job in [job for job in self._waiting if job.cancelled]:
+        for job in [job for job in (*self._waiting, *self._line) if isinstance(job, Job) and job.cancelled]:
             self._leave_queue(job)
             self._finish(job, "cancelled")
         for slot in self._slots:
@@ -437,7 +452,7 @@ class Scheduler:
         count = sum(n for _, n in self._drawn) - (self._drawn[0][1] if self._drawn else 0)
         return SchedulerStats(
             busy=sum(slot.job is not None for slot in self._slots),
-            queued=len(self._waiting),
+            queued=len(self._waiting) + len(self._line),
             kv_used_tokens=sum(len(slot.cells) for slot in self._slots),
             tokens_per_s=count / span if span > 0 else 0.0,
             total_tokens=self._total,

@@ -17,7 +17,7 @@ from edgemed.core.manifest import Manifest
 from runtimes.batches import drop_spill, lay_out
 from runtimes.jobs import Job, Part, Slot
 from runtimes.libllama import NotANumberError
-from runtimes.messages import EngineSettings, Failed, Finished, PreparedImage, Request, Token
+from runtimes.messages import Collected, EngineSettings, Failed, Finished, PreparedImage, Request, Token
 from runtimes.scheduler import Scheduler
 from runtimes.vision import Encoded, ImageQueue, hash_image
 from runtimes.wire import Embed, Submit, SubmitGroup, Tokenize
@@ -341,6 +341,57 @@ def test_what_is_late_of_a_group_is_nobody_elses(manifest: Manifest) -> None:
     bench.run()
     [[failed], [answered]] = [reply for _, reply in bench.sent]
     assert isinstance(failed, EngineError) and answered.finished.text == "xx"
+
+
+def test_groups_and_requests_take_turns(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=3))
+    group = SubmitGroup(tuple(Request((Turn("user", text),), max_tokens=8) for text in ("One?", "Two?")))
+    bench.ask(1, "A", max_tokens=20)
+    bench.run(steps=3)
+    bench.scheduler.post(2, group)
+    bench.ask(3, "B", max_tokens=20)
+    bench.ask(4, "C", [image(1)], max_tokens=20)
+    bench.scheduler.post(5, group)
+    for id in range(10, 90):  # somebody always asks
+        bench.ask(id, "more", max_tokens=20)
+        bench.scheduler.step()
+    first = list(dict.fromkeys(id for id, _ in bench.sent))
+    assert first[:6] == [1, 2, 3, 4, 5, 10]
+    assert [isinstance(reply, Collected) for id in (2, 5) for reply in bench.ends()[id]] == [True] * 4
+    beside = [{id for id, _ in bench.sent[:place]} for place, (id, _) in enumerate(bench.sent) if id in (2, 5)]
+    assert beside == [{1}, {1, 2, 3, 4}], "nothing is begun beside a group"
+    bench.run()
+    assert set(bench.ends()) == {1, 2, 3, 4, 5, *range(10, 90)}
+
+
+def test_a_group_does_not_depend_on_who_waits_behind_it(manifest: Manifest) -> None:
+    texts, batches = ["What organ is it?", "Is it an adult?", "Where?"], []
+    for others in (0, 3):
+        bench = Bench(manifest, EngineSettings(context_tokens=512, slots=4))
+        bench.llm.tile_rows = 32
+        bench.scheduler.post(1, SubmitGroup(tuple(Request((Turn("user", text),), max_tokens=5) for text in texts)))
+        for id in range(2, 2 + others):
+            bench.ask(id, "Behind it?")
+        while 1 not in bench.ends():
+            bench.scheduler.step()
+        batches.append(bench.llm.batches)
+    assert batches[0] == batches[1]
+
+
+def test_who_waits_behind_a_group_can_be_cancelled(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2))
+    bench.scheduler._images = ImageQueue()
+    bench.ask(1, "A", max_tokens=30)
+    bench.run(steps=3)
+    bench.scheduler.post(2, SubmitGroup((Request((Turn("user", "B"),), max_tokens=30),)))
+    bench.ask(3, "C", [image(1)])
+    bench.scheduler.step()
+    assert bench.scheduler._stats().queued == 2
+    bench.scheduler.cancel(3)
+    bench.scheduler.step()
+    assert bench.ends()[3].reason == "cancelled" and not bench.scheduler._images._waiting and 1 not in bench.ends()
+    bench.run()
+    assert set(bench.ends()) == {1, 2, 3} and not bench.scheduler._jobs
 
 
 def test_one_batch_serves_all_answers(manifest: Manifest) -> None:
