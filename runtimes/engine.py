@@ -5,7 +5,8 @@
             ...                                       # Token…, then Finished or Failed
         answer = engine.ask("What is shown?", [path])  # collected
 
-Safe to use from many threads. A worker that dies ends its requests with EngineDiedError and is started anew by the next call.
+Safe to use from many threads. A worker that dies ends its requests with EngineDiedError and is started anew by the next call; one that
+gives no sign of life for long is ended (EngineSettings.silence_limit_s).
 Does not import llama_cpp; llama.cpp's own words stay in the worker's stderr, whose end is kept for error messages.
 """
 
@@ -58,6 +59,9 @@ F32 = NDArray[np.float32]
 # More characters than this for each token of the context never fit.
 TEXT_LIMIT_PER_TOKEN = 32
 LEAST_TEXT_LIMIT = 10_000
+# A worker that loads is silent: for minutes where gigabytes come from a stick, or a new GPU's kernels are compiled. It has a limit all the
+# same: where a GPU's driver hangs, the next worker hangs while loading, and all callers wait for it.
+LOAD_SILENCE_S = 3600.0
 MEMORY_HINT = "Use a smaller context, fewer slots or a 4-bit model; see: edgemed plan"
 
 
@@ -85,8 +89,6 @@ class Stream(Iterator[Event]):
         reply = self._pending.get()
         event: Event = Failed(reply) if isinstance(reply, EdgemedError) else reply  # type: ignore[assignment]
         self._ended = not isinstance(event, Token)
-        if self._ended:
-            self._worker.forget(self._pending.id)
         return event
 
     def cancel(self) -> None:
@@ -136,7 +138,7 @@ class Engine:
         return cls(artifact, replace(settings, context_tokens=context), text_only=True)
 
     def _start(self) -> tuple[WorkerProcess, LoadReport]:
-        process = WorkerProcess(_dense_environment(self.settings.device) if self.settings.dense_prompts else None)
+        process = WorkerProcess(LOAD_SILENCE_S, _dense_environment(self.settings.device) if self.settings.dense_prompts else None)
         try:
             report = process.call(Load(self.artifact, self.settings, self._text_only))
         except EngineDiedError as error:
@@ -150,6 +152,7 @@ class Engine:
             raise
         if not isinstance(report, LoadReport):
             raise EngineError(f"Expected a report on loading, found {type(report).__name__}.")
+        process.silence_limit_s = self.settings.silence_limit_s
         return process, report
 
     def _live(self) -> WorkerProcess:
@@ -344,6 +347,8 @@ def _dense_environment(device: int) -> dict[str, str]:
 
 
 def _check_settings(settings: EngineSettings) -> None:
+    if not settings.silence_limit_s > 0:
+        raise InputError(f"Expected a positive silence_limit_s, found {settings.silence_limit_s}.", "Check the engine's settings.")
     if (settings.kv_tokens is not None and settings.kv_tokens < 1) or (settings.threads is not None and settings.threads < 1):
         raise InputError("Expected positive numbers for kv_tokens and threads.", "Check the engine's settings.")
     if not 1 <= settings.slots <= min(256, settings.batch_tokens):

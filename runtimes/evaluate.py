@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +15,10 @@ from runtimes.libllama import LanguageModel
 F32 = NDArray[np.float32]
 
 
-def evaluate(llm: LanguageModel, job: Job, slot: Slot, kept: int = 0) -> F32:
+def evaluate(llm: LanguageModel, job: Job, slot: Slot, kept: int, after_batch: Callable[[], None]) -> F32:
     """float32 [cells, vocab], or [last, vocab] of the last cells. `slot` is idle and holds `kept` cells, and is left full.
 
-    Raises EngineError.
+    `after_batch` is called after each batch. Raises EngineError.
     """
     cells = job.prompt.cells
     first = 0 if job.all_positions else max(0, len(cells) - job.last)
@@ -31,6 +31,7 @@ def evaluate(llm: LanguageModel, job: Job, slot: Slot, kept: int = 0) -> F32:
         for i in range(skip, n):
             out[start - first + i] = llm.logits(i)
         slot.add(cells[start : start + n])
+        after_batch()
     return out
 
 

@@ -62,6 +62,9 @@ class EngineSettings:
     dense_prompts: bool = False
     # Bytes of private memory that the engine's process may take, to emulate a smaller machine; None: no limit (not on Windows).
     memory_limit_bytes: int | None = None
+    # The engine's process is ended where it is waited for and has neither run a batch nor encoded an image for so long; on a weak CPU
+    # either may take minutes.
+    silence_limit_s: float = 600.0
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""The parent's end of a worker process: start, frames out, replies in, and what its death means.
+"""The parent's end of a worker process: start, frames out, replies in, and what its death or its silence means.
 
-    process = WorkerProcess()                            # or with more for its environment
+    process = WorkerProcess(silence_limit_s=600)         # and more for its environment, if need be
     report = process.call(Load(artifact, settings))      # raises the EdgemedError that the worker replied, or EngineDiedError
     pending = process.begin(Submit(request)); pending.get()
 
@@ -20,9 +20,12 @@ from contextlib import suppress
 
 from edgemed.core.children import own_command, own_environment
 from edgemed.core.errors import EdgemedError, EngineDiedError
+from runtimes.messages import Token
 from runtimes.wire import Cancel, Command, pack_frame, read_frame, write_frame
 
 CLOSE_S = 5.0
+# How often it is looked whether the worker has given a sign of life.
+LOOK_S = 1.0
 SPIN_COUNT = "30000"
 _STDERR_LINES = 50
 _MEANING = {
@@ -34,6 +37,7 @@ _MEANING = {
     signal.SIGTERM: "ended by the system or a person",
 }
 _HINT = "Ask again; if it happens again, run: edgemed verify"
+_SILENCE_HINT = "Ask again; if it happens again, choose --device cpu or restart the computer, whose GPU's driver may hang."
 _HINTS = {
     signal.SIGKILL: "Ask again; if it happens again, use a smaller context, fewer slots or a 4-bit model.",
     signal.SIGILL: "Build it for this one, in edgemed's folder: make demo CPU=native (or see runtimes/native.py).",
@@ -57,9 +61,10 @@ class Pending:
 
 
 class WorkerProcess:
-    """One process that runs `runtimes.worker.main`."""
+    """One process that runs `runtimes.worker.main`; ended where replies are awaited and no sign of life comes for `silence_limit_s`."""
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, silence_limit_s: float, environment: Mapping[str, str] | None = None) -> None:
+        self.silence_limit_s = silence_limit_s
         # No debugger on an abort, no thread pool of numpy's beside llama.cpp's.
         env = {**own_environment(), "GGML_NO_BACKTRACE": "1", "OPENBLAS_NUM_THREADS": "1"}
         # How long llama.cpp's threads spin before they sleep at their some hundred meetings a token: enough for an idle machine's full
@@ -76,11 +81,12 @@ class WorkerProcess:
         self._write_lock = threading.Lock()
         self._abandoned: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._death: EngineDiedError | None = None
-        self._fault = ""
+        self._ended = threading.Event()
+        self._heard = False
         self._closing = False
         self._stderr: deque[str] = deque(maxlen=_STDERR_LINES)
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._read_replies, self._read_stderr)]
-        for thread in reversed(self._threads):  # the reader of replies joins the other
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._read_replies, self._read_stderr, self._watch)]
+        for thread in reversed(self._threads):  # the reader of replies joins that of stderr
             thread.start()
 
     @property
@@ -116,9 +122,7 @@ class WorkerProcess:
 
     def call(self, command: Command) -> object:
         """Send a command and wait for its one reply, raising it if it is an error."""
-        pending = self.begin(command)
-        reply = pending.get()
-        self.forget(pending.id)
+        reply = self.begin(command).get()
         if isinstance(reply, EdgemedError):
             raise reply
         return reply
@@ -142,30 +146,32 @@ class WorkerProcess:
     def close(self) -> None:
         """Close its stdin, which ends it; kill it if that does not."""
         self._closing = True
-        if self._write_lock.acquire(timeout=CLOSE_S):
-            try:
-                self._close_stdin()
-            finally:
-                self._write_lock.release()
-        else:
-            self._process.kill()  # a writer hangs on a full pipe; this frees it
+        if not self._close_stdin():
+            self._process.kill()  # which frees the writer
         try:
             self._process.wait(CLOSE_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            with suppress(subprocess.TimeoutExpired):  # one that a driver holds ends when that lets go
+                self._process.wait(CLOSE_S)
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(CLOSE_S)
-        with self._write_lock:
-            self._close_stdin()
+        self._close_stdin()
+        self._end(self._describe_death())
 
-    def _close_stdin(self) -> None:
-        if self._process.stdin is not None:
-            try:
+    def _close_stdin(self) -> bool:
+        """False where a writer hangs on a full pipe."""
+        if not self._write_lock.acquire(timeout=CLOSE_S):
+            return False
+        try:
+            if self._process.stdin is not None:
                 self._process.stdin.close()
-            except OSError:
-                self._process.kill()  # bytes were left in the buffer of a pipe that is gone
+        except OSError:
+            self._process.kill()  # bytes were left in the buffer of a pipe that is gone
+        finally:
+            self._write_lock.release()
+        return True
 
     # -- threads ------------------------------------------------------------------------------------------------------
 
@@ -173,13 +179,19 @@ class WorkerProcess:
         try:
             self._hand_out_replies()
         except Exception as error:  # whatever unpickling raises; without this thread nobody would ever learn of a death
-            self._fault = f"{type(error).__name__}: {error}"
+            found = f"{type(error).__name__}: {error}"
+            self._end(EngineDiedError(f"The engine's process sent a reply that cannot be read ({found}) and was ended.", _HINT))
             self._process.kill()
         self._process.wait()
         self._threads[1].join(CLOSE_S)
+        self._end(self._describe_death())
+
+    def _end(self, death: EngineDiedError) -> None:
+        """No more replies: tell all who wait. The first reason counts."""
         with self._lock:
-            self._death = self._describe_death()
+            self._death = self._death or death
             waiting, self._pending = list(self._pending.values()), {}
+        self._ended.set()
         for pending in waiting:
             pending.put(self._death)
 
@@ -189,10 +201,25 @@ class WorkerProcess:
             while isinstance(frame := read_frame(stream), list):  # type: ignore[arg-type]
                 for id, reply in frame:
                     with self._lock:
-                        pending = self._pending.get(id)
+                        self._heard = self._heard or id == 0
+                        # All but a token is a command's last reply, after which nothing is awaited, however late that is read.
+                        pending = self._pending.get(id) if isinstance(reply, Token) else self._pending.pop(id, None)
                     if pending is not None:
                         pending.put(reply)
                 self._cancel_abandoned()
+
+    def _watch(self) -> None:
+        # In looks, not by the clock: that goes on while both of us are stopped, by a lid that is closed or by Ctrl-Z.
+        silent_s = 0.0
+        while not self._ended.wait(LOOK_S):
+            with self._lock:
+                silent_s = silent_s + LOOK_S if self._pending and not self._heard else 0.0
+                self._heard = False
+            if silent_s > self.silence_limit_s:
+                # Told first, as a process that a driver holds does not end when it is killed.
+                said = f"The engine's process gave no sign of life for {self.silence_limit_s:g} seconds and was ended."
+                self._end(EngineDiedError(said, _SILENCE_HINT))
+                self._process.kill()
 
     def _read_stderr(self) -> None:
         assert self._process.stderr is not None
@@ -205,8 +232,6 @@ class WorkerProcess:
     def _describe_death(self) -> EngineDiedError:
         if self._closing:
             return EngineDiedError("The engine was closed during an answer.", "Open it again.")
-        if self._fault:
-            return EngineDiedError(f"The engine's process sent a reply that cannot be read ({self._fault}) and was ended.", _HINT)
         code = self._process.returncode
         last = next((line for line in reversed(self._stderr) if not line.startswith(("frame", "#"))), "")
         if any(line.startswith("Traceback") for line in self._stderr):

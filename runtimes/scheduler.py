@@ -32,6 +32,8 @@ from runtimes.vision import EmbeddingCache, Encoded, ImageQueue, hash_image
 from runtimes.wire import Cancel, Command, Embed, Evaluate, SchedulerStats, Stats, Submit, SubmitGroup, Tokenize
 
 RATE_WINDOW_S = 5.0
+# The parent hears about so often that batches are run and images encoded: a prompt, an evaluation or a group may take long without a reply.
+BEAT_S = 1.0
 
 Send = Callable[[int, object], None]
 
@@ -71,6 +73,7 @@ class Scheduler:
         self._taken: list[Drawn] = []
         self._draws = 0
         self._drawn: deque[tuple[float, int]] = deque()
+        self._beat = time.monotonic()
         self._total = self._encoded = self._reused = 0
 
     # -- from other threads -------------------------------------------------------------------------------------------
@@ -100,7 +103,15 @@ class Scheduler:
         self._drop_cancelled()
         self._let_in()
         self._admit()
-        self._run_batch()
+        if any(slot.job for slot in self._slots):
+            self._run_batch()
+            self._show_life()
+
+    def _show_life(self) -> None:
+        """Something was computed. Said by no thread of its own, nor by an idle loop, as both go on while llama.cpp or a driver hangs."""
+        if (now := time.monotonic()) - self._beat >= BEAT_S:
+            self._beat = now
+            self._send(0, None)
 
     def _has_work(self) -> bool:
         busy = any(slot.job for slot in self._slots) or any(not job.missing for job in self._waiting)
@@ -224,6 +235,7 @@ class Scheduler:
         self._encoding[key].append(job)
 
     def _take_rows(self, encoded: Encoded) -> None:
+        self._show_life()
         jobs = self._encoding.pop(encoded.key, [])
         if encoded.rows is not None:
             self._encoded += 1
@@ -440,7 +452,7 @@ class Scheduler:
             self._placement.clear(slot)
         del self._jobs[job.id]
         try:
-            self._send(job.id, evaluate(self._llm, job, first, kept))
+            self._send(job.id, evaluate(self._llm, job, first, kept, self._show_life))
         except EngineError as error:
             self._send(job.id, error)
         first.stop()

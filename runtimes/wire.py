@@ -2,7 +2,8 @@
 
 Pickle can run code when it is read; it is fine here because both ends are this program, joined by a private pipe, and nothing
 from outside travels but plain bytes and text. Towards the worker a frame is (id, command); back it is a list of (id, reply), so
-that a burst of tokens costs one write. A reply is an Event, or whatever the command asks for, or an EdgemedError.
+that a burst of tokens costs one write. A reply is an Event, or whatever the command asks for, or an EdgemedError; after one that
+is no Token nothing more comes to its command. (0, None) is a sign of life: something was computed.
 """
 
 from __future__ import annotations

@@ -249,7 +249,7 @@ def test_a_library_that_does_not_match_is_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_a_worker_gets_its_environment() -> None:
-    process = WorkerProcess({"GGML_CUDA_CUBLAS_COMPUTE_TYPE": "bf16"})
+    process = WorkerProcess(60, {"GGML_CUDA_CUBLAS_COMPUTE_TYPE": "bf16"})
     try:
         if sys.platform.startswith("linux"):
             assert b"GGML_CUDA_CUBLAS_COMPUTE_TYPE=bf16" in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")

@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,8 +27,9 @@ from edgemed.core.errors import ArtifactError, ContextOverflowError, EngineDiedE
 from edgemed.core.manifest import Artifact, load_artifact
 from runtimes.engine import Engine, prepare_request
 from runtimes.messages import Collected, EngineSettings, Event, Failed, Finished, PreparedImage, Request, Sampling, Token
+from runtimes.process import WorkerProcess
 from runtimes.prompt import IMAGE_TOKEN
-from runtimes.wire import Tokenize
+from runtimes.wire import Stats, Tokenize
 
 SETTINGS = EngineSettings(context_tokens=512, slots=2, threads=1)
 
@@ -331,8 +334,9 @@ def test_requests_that_make_no_sense(engine: Engine, artifact: Artifact) -> None
         engine.submit(Request(turns=()))
     with pytest.raises(InputError, match="below"):
         engine.evaluate([VOCAB])
-    with pytest.raises(InputError, match="slots"):
-        Engine.open(artifact, EngineSettings(slots=1000))
+    for wrong in (EngineSettings(slots=1000), EngineSettings(silence_limit_s=0)):
+        with pytest.raises(InputError, match="slots|silence"):
+            Engine.open(artifact, wrong)
     assert engine.ask("Still there?", max_tokens=1).usage.new_tokens == 1
 
 
@@ -408,6 +412,79 @@ def test_aborting_worker_tells_its_last_words(artifact: Artifact) -> None:
         os.kill(engine.pid, signal.SIGABRT)
         psutil.wait_procs([psutil.Process(engine.pid)], timeout=20)
         assert engine.ask("Hello", max_tokens=2).usage.new_tokens == 2
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.process.LOOK_S", 0.1)
+
+
+def play_worker(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Put a script in the worker's place."""
+    monkeypatch.setattr("runtimes.process.own_command", lambda module: [sys.executable, "-c", code])
+
+
+def test_a_worker_that_stands_still_is_ended_and_started_anew(artifact: Artifact, looks: None) -> None:
+    with Engine.open(artifact, replace(SETTINGS, silence_limit_s=2.0)) as engine:
+        stream = engine.submit(question("Talk", max_tokens=450))
+        next(stream)
+        os.kill(engine.pid, signal.SIGSTOP)
+        last = list(stream)[-1]
+        assert isinstance(last, Failed) and isinstance(last.error, EngineDiedError)
+        assert "no sign of life for 2 seconds" in last.error.message and "restart the computer" in last.error.hint
+        assert engine.ask("Hello", max_tokens=2).usage.new_tokens == 2
+        assert engine.stats().restarts == 1
+
+
+def test_what_was_answered_is_not_waited_for(engine: Engine) -> None:
+    stream = engine.submit(question("Short", max_tokens=3))
+    end = time.monotonic() + 60
+    while engine._process._pending and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not engine._process._pending, "a worker with nothing to do may be silent, however late an answer is read"
+    assert len(tokens_of(stream)) == 3
+
+
+def test_a_worker_that_stands_still_while_loading_is_ended(artifact: Artifact, looks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    play_worker(monkeypatch, "import time; time.sleep(60)")
+    monkeypatch.setattr("runtimes.engine.LOAD_SILENCE_S", 0.5)
+    with pytest.raises(EngineDiedError, match="no sign of life"):
+        Engine.open(artifact, SETTINGS)
+
+
+@pytest.mark.parametrize("id", [0, 7])  # of a sign of life, and of a reply to something else
+def test_signs_of_life_are_enough(looks: None, monkeypatch: pytest.MonkeyPatch, id: int) -> None:
+    play_worker(
+        monkeypatch,
+        "import pickle, struct, sys, time\n"
+        f"for reply in [({id}, None)] * 10 + [(1, 'done')]:\n"
+        "    frame = pickle.dumps([reply])\n"
+        "    sys.stdout.buffer.write(struct.pack('<Q', len(frame)) + frame), sys.stdout.flush(), time.sleep(0.2)\n",
+    )
+    worker = WorkerProcess(silence_limit_s=1.5)
+    try:
+        with pytest.raises(EngineDiedError) if id else nullcontext():
+            assert worker.call(Stats()) == "done"
+    finally:
+        worker.close()
+
+
+def test_a_worker_that_cannot_be_killed_is_left_alone(looks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    play_worker(monkeypatch, "import time; time.sleep(60)")
+    monkeypatch.setattr("runtimes.process.CLOSE_S", 0.1)
+    worker = WorkerProcess(silence_limit_s=0.5)
+    kill = worker._process.kill
+    monkeypatch.setattr(worker._process, "kill", lambda: None)  # as one that waits for a driver
+    try:
+        with pytest.raises(EngineDiedError, match="no sign of life"):
+            worker.call(Stats())
+        assert not worker.alive
+        worker.close()
+        with pytest.raises(EngineDiedError, match="no sign of life"):
+            worker.begin(Stats())
+    finally:
+        kill()
+        worker.close()
 
 
 def test_worker_ends_with_its_parent(artifact: Artifact) -> None:

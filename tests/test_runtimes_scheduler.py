@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from runtimes_pair import PATCHES, SIZE_PX, make_artifact
 
-from edgemed.core.conversation import Turn
+from edgemed.core.conversation import Text, Turn
 from edgemed.core.errors import EngineError
 from edgemed.core.manifest import Manifest
 from runtimes.batches import drop_spill, lay_out
@@ -20,7 +20,7 @@ from runtimes.libllama import NotANumberError
 from runtimes.messages import Collected, EngineSettings, Failed, Finished, PreparedImage, Request, Token
 from runtimes.scheduler import Scheduler
 from runtimes.vision import Encoded, ImageQueue, hash_image
-from runtimes.wire import Embed, Submit, SubmitGroup, Tokenize
+from runtimes.wire import Embed, Evaluate, Stats, Submit, SubmitGroup, Tokenize
 
 NEVER = 255
 
@@ -67,6 +67,9 @@ class FakeModel:
         if self.spoilt & {value for sequence in self.last_sequences[index] for value in self.values(sequence)}:
             raise NotANumberError("Expected numbers, found NaN.")
         return ord("x")
+
+    def logits(self, index: int) -> np.ndarray:
+        return np.zeros(self.vocab_size, np.float32)
 
     def wipe(self) -> None:
         assert not any(self.cells.values())
@@ -153,10 +156,16 @@ class Bench:
     def __init__(self, manifest: Manifest, settings: EngineSettings) -> None:
         self.llm = FakeModel(settings.kv_tokens or settings.slots * settings.context_tokens)
         self.sent: list[tuple[int, Any]] = []
+        self.beats = 0
         self.encoded: list[str] = []
         model: Any = self.llm
-        images, send = AtOnce(self.encode), lambda id, reply: self.sent.append((id, reply))
-        self.scheduler = Scheduler(model, images, manifest, settings, send, self.ahead)
+        self.scheduler = Scheduler(model, AtOnce(self.encode), manifest, settings, self.send, self.ahead)
+
+    def send(self, id: int, reply: object) -> None:
+        if reply is None:
+            self.beats += 1
+        else:
+            self.sent.append((id, reply))
 
     def encode(self, key: str, pixels: bytes) -> None:
         self.encoded.append(key)
@@ -568,6 +577,31 @@ def test_a_request_that_failed_wants_no_more_images(manifest: Manifest) -> None:
     bench.scheduler.post(0, Encoded(images.take()[0], None, 0.1, EngineError("no such image")))
     bench.run()
     assert isinstance(bench.ends()[1], Failed) and not images._waiting and not bench.scheduler._encoding
+
+
+def test_what_takes_long_gives_signs_of_life(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2))
+    monkeypatch.setattr("runtimes.scheduler.BEAT_S", 0.0)
+    bench.scheduler.post(1, SubmitGroup((Request((Turn("user", "A group is silent"),), max_tokens=20),)))
+    bench.run()
+    assert bench.beats >= len(bench.llm.batches) > 20 and len(bench.sent) == 1
+    bench.beats, bench.llm.batches = 0, []
+    bench.scheduler.post(2, Evaluate((Text("and so is an evaluation, which is all one step" * 5),), (), all_positions=True))
+    bench.scheduler.step()
+    assert bench.beats >= len(bench.llm.batches) > 20 and len(bench.sent) == 2
+    bench.beats, bench.scheduler._images = 0, ImageQueue()
+    bench.ask(3, "The tower hangs", [image(1)])
+    bench.scheduler.post(4, Stats())
+    bench.scheduler.step()
+    assert bench.beats == 0 and len(bench.sent) == 3, "what asks for figures now and then does not hide it"
+    bench.scheduler.post(0, Encoded(bench.scheduler._images.take()[0], None, 0.1, EngineError("no memory")))
+    bench.scheduler.step()
+    assert bench.beats == 1
+    monkeypatch.setattr("runtimes.scheduler.BEAT_S", 1000.0)
+    bench.ask(5, "Not at every batch")
+    bench.beats = 0
+    bench.run()
+    assert bench.beats == 0
 
 
 def test_tokenize_replies_at_once(manifest: Manifest) -> None:
