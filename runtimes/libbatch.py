@@ -1,8 +1,7 @@
-"""llama.cpp's batches through ctypes: of token ids, of rows of numbers, and of ids among which a GPU gets an image's rows.
+"""llama.cpp's batches through ctypes: of token ids, and of rows of numbers.
 
     batch = TokenBatch(512, max_outputs=32); n = batch.fill(positions, sequences, outputs); batch.tokens[:n] = ids
     rows = RowBatch(context, width); lib.llama_process(context, kind, rows.fill(parts, positions, sequences, outputs))
-    code = DirectRows().run([(1, image)], 611, width, lambda: lib.llama_decode(context, batch.struct))
 
 Knows no model. llama_cpp is imported before numpy (libllama.py).
 """
@@ -10,7 +9,7 @@ Knows no model. llama_cpp is imported before numpy (libllama.py).
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import llama_cpp.llama_cpp
@@ -22,9 +21,6 @@ from edgemed.core.errors import EngineError
 lib: Any = llama_cpp.llama_cpp
 
 F32 = NDArray[np.float32]
-
-# Beside llama_decode's codes: it did not take rows on the way that DirectRows knows.
-NOT_TAKEN = -100
 
 
 class _Embedding(ctypes.Structure):
@@ -118,33 +114,3 @@ class RowBatch:
 
     def close(self) -> None:
         lib.llama_batch_ext_free(self._batch)
-
-
-class _Rows(ctypes.Structure):
-    """Rows of cuda/rows.h."""
-
-    _fields_ = (("first", ctypes.c_int64), ("count", ctypes.c_int64), ("data", ctypes.c_void_p))
-
-
-class DirectRows:
-    """Images' rows to the GPU past llama.cpp's batches, by the library that runtimes/dense.py preloads (cuda/rows.h)."""
-
-    def __init__(self) -> None:
-        library = ctypes.CDLL(None)
-        self._begin, self._end = library.edgemed_rows_begin, library.edgemed_rows_end
-        self._begin.argtypes, self._begin.restype = [ctypes.POINTER(_Rows), ctypes.c_int, ctypes.c_int64], None
-        self._end.argtypes, self._end.restype = [], ctypes.c_int64
-
-    def run(self, images: Sequence[tuple[int, F32]], rows: int, width: int, decode: Callable[[], int]) -> int:
-        """`decode`, which runs a batch of so many ids, with these rows of it replaced: the number of the first, float32 [any, width].
-
-        Returns its code, or NOT_TAKEN.
-        """
-        kept = [(first, np.ascontiguousarray(part, np.float32)) for first, part in images]
-        spans = (_Rows * len(kept))(*(_Rows(first, len(part), part.ctypes.data) for first, part in kept))
-        self._begin(spans, len(kept), 4 * width)
-        try:
-            code = decode()
-        finally:
-            taken = int(self._end())
-        return code if code != 0 or taken == rows else NOT_TAKEN

@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from edgemed.core.errors import EngineError, EngineLoadError, EngineMemoryError
 from edgemed.core.probe import relative_l2
 from runtimes.account import Lines, lacks_memory, read_account
+from runtimes.direct import ModelRows
 from runtimes.gguf_header import read_header
-from runtimes.libbatch import DirectRows, RowBatch, TokenBatch
+from runtimes.libbatch import RowBatch, TokenBatch
 from runtimes.messages import Buffer, EngineSettings, Sampling
 
 # The wrapper's own type hints say array where its functions want pointers.
@@ -209,7 +210,7 @@ class LanguageModel:
         self._single.fill([0], [[0]], [0])
         self._single.struct.token = self._single.token_pointer
         self._rows = RowBatch(self._ctx, self.width)
-        self._direct: DirectRows | None = None
+        self._direct: ModelRows | None = None
         self._piece_buffer = ctypes.create_string_buffer(256)
         self._views: dict[int, F32] = {}
         self.token_rows = find_token_rows(path)
@@ -303,7 +304,7 @@ class LanguageModel:
         """
         if self.token_rows is None:
             return
-        self._direct = DirectRows()
+        self._direct = ModelRows()
         ids = [(k + 1) * self.vocab_size // 6 for k in range(4)]
         known = [(1, self.token_rows(ids[1:3]))]
         positions, sequences, outputs = range(4), [[0]] * 4, [3]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from edgemed.core.errors import EngineError
 from runtimes import libllama
+from runtimes.direct import TowerRows
 
 lib: Any = llama_cpp.mtmd_cpp
 
@@ -65,15 +66,16 @@ class VisionTower:
         rewritable: bool,
         flash_attention: bool = False,
         exact: bool = False,
+        direct: TowerRows | None = None,
     ) -> None:
         """`llm` is what the rows are for, `gpu` a device handle or None for the CPU. Raises EngineLoadError.
 
         `exact`: products of F16 weights are added up in float32. llama.cpp's CUDA backend has cuBLAS do it in F16, which costs a
-        CLIP-L tower a relative error of 3e-3 (docs/LOG.md, 2026-11-22).
+        CLIP-L tower a relative error of 3e-3 (docs/LOG.md, 2026-11-22). `direct`: how rows come from a GPU, if not as libmtmd fetches them.
         """
         lib.mtmd_helper_log_set(libllama.log_callback(), ctypes.c_void_p(0))
         self._size_px, self._width = image_size_px, llm.width
-        self._exact = exact
+        self._exact, self._direct = exact, direct
         self._wanted: dict[bytes, I32] = {}
         self._written: set[bytes] = set()
         # Addresses of the nodes at which there was something to do, in this encode and as known from earlier ones.
@@ -130,26 +132,29 @@ class VisionTower:
             raise EngineError(f"libmtmd refused an image (code {code}).", "Report this as a fault of edgemed.")
         chunk = lib.mtmd_input_chunks_get(chunks, 0)
         rows = int(lib.mtmd_input_chunk_get_n_tokens(chunk))
-        code = self._run(chunk)
+        out, fetched = self._memory(rows), False
+        if self._direct is None:
+            code = self._run(chunk)
+        else:
+            code, fetched = self._direct.run(out, lambda: self._run(chunk))
         if code != 0:
             raise EngineError(f"libmtmd could not encode an image (code {code}).", "Free some memory and try again.")
         if missed := self._wanted.keys() - self._written:
             name = missed.pop().decode()
             raise EngineError(f"llama.cpp's vision graph has no input '{name}' to correct.", "Install the pinned llama-cpp-python.")
-        pointer = lib.mtmd_get_output_embd(self._ctx)
-        return self._keep(np.ctypeslib.as_array(pointer, shape=(rows, self._width)))
-
-    def _keep(self, rows: F32) -> F32:
-        """A copy of rows that libmtmd overwrites at the next encode."""
-        out, self._spare = self._spare, None
-        if out is None or out.shape != rows.shape:
-            return rows.copy()
-        np.copyto(out, rows)
+        if not fetched:  # out of memory that libmtmd overwrites at the next encode
+            np.copyto(out, np.ctypeslib.as_array(lib.mtmd_get_output_embd(self._ctx), shape=out.shape))
         return out
+
+    def _memory(self, rows: int) -> F32:
+        out, self._spare = self._spare, None
+        return out if out is not None and len(out) == rows else np.empty((rows, self._width), np.float32)
 
     def prepare(self, rows: int) -> None:
         """Get memory for the next image's rows ready: pages that are new have to be cleared by the system at their first use."""
-        if self._spare is None:
+        if self._spare is None and self._direct is not None:
+            self._spare = self._direct.memory(rows, self._width)
+        elif self._spare is None:
             self._spare = np.empty((rows, self._width), np.float32)
             self._spare.fill(0)
 

@@ -30,6 +30,8 @@ from edgemed.core.probe import probe_pixels, relative_l2, summarise
 from runtimes.messages import VisionMode
 
 F32 = NDArray[np.float32]
+# An image's prompt is begun right after it was encoded, which memory for the next one must not be in the way of.
+PREPARE_AFTER_S = 0.1
 I32 = NDArray[np.int32]
 
 
@@ -164,10 +166,11 @@ class ImageQueue:
         with self._changed:
             return self._waiting.pop(key, None) is not None
 
-    def take(self) -> tuple[str, bytes]:
-        """The next image, which waits no more; blocks until there is one."""
+    def take(self, timeout_s: float | None = None) -> tuple[str, bytes] | None:
+        """The next image, which waits no more; blocks until there is one, or None where there is none in time."""
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting)
+            if not self._changed.wait_for(lambda: self._waiting, timeout_s):
+                return None
             key = next(iter(self._waiting))
             return key, self._waiting.pop(key)
 
@@ -181,9 +184,14 @@ class EncodeThread:
 
     def _run(self) -> None:
         while True:
-            if not self._on_cpu:
-                self._encoder.prepare()  # while the GPU is filling the last image's prompt in
-            key, pixels = self._images.take()
+            taken = None if self._on_cpu else self._images.take(PREPARE_AFTER_S)
+            if taken is None:
+                if not self._on_cpu:
+                    self._encoder.prepare()
+                taken = self._images.take()
+            if taken is None:
+                continue
+            key, pixels = taken
             if not self._on_cpu:
                 self._encode(key, pixels)
                 continue

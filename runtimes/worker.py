@@ -21,6 +21,7 @@ import llama_cpp
 
 from edgemed.core.errors import EdgemedError, EngineLoadError
 from runtimes import dense, libllama
+from runtimes.direct import TowerRows
 from runtimes.gguf_check import check_pair
 from runtimes.libcuda import shrink_context
 from runtimes.libmtmd import VisionTower
@@ -176,6 +177,7 @@ def _load_tower(
         rewritable=manifest.vision.tower == "clip",
         flash_attention=flash,
         exact=gpu is not None and manifest.vision.quant in ("F16", "BF16"),
+        direct=TowerRows() if settings.dense_prompts and handle is not None else None,
     )
     encoder = VisionEncoder(tower, manifest)
     return encoder, check_vision(encoder, manifest, libllama.runtime_version(), device, flash, settings)

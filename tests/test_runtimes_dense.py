@@ -21,10 +21,10 @@ from edgemed.core.errors import EdgemedError, EngineLoadError, ResourceError
 from edgemed.core.manifest import Artifact
 from runtimes import dense, libllama, opening, worker
 from runtimes.devices import find_device
+from runtimes.direct import NOT_TAKEN, ModelRows
 from runtimes.engine import Engine
 from runtimes.estimate import Host, estimate_memory
 from runtimes.graph import GPU
-from runtimes.libbatch import NOT_TAKEN, DirectRows
 from runtimes.messages import EngineSettings
 from runtimes.planner import Target, Wish, list_plans, make_plan
 from runtimes.probes import check_vision
@@ -33,7 +33,7 @@ from runtimes.wire import Load
 
 GB = 10**9
 CUDA = Path(dense.__file__).parent / "cuda"
-ROWS = ("ggml_backend_tensor_set", "edgemed_rows_begin", "edgemed_rows_end")
+ROWS = tuple(f"edgemed_{name}" for name in ("rows_begin", "rows_end", "fetch_begin", "fetch_end", "pin", "unpin"))
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared libraries as on Linux")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
@@ -91,7 +91,7 @@ def test_rows_are_written_behind_the_copy_of_what_was_looked_up(tmp_path: Path) 
     subprocess.run(["g++", "-std=c++17", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source], check=True)
     copy = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL).copy
     copy.restype = ctypes.POINTER(ctypes.c_float)
-    text, rows, direct = np.zeros((12, 4), np.float32), np.arange(1, 25, dtype=np.float32).reshape(6, 4), DirectRows()
+    text, rows, direct = np.zeros((12, 4), np.float32), np.arange(1, 25, dtype=np.float32).reshape(6, 4), ModelRows()
     wanted = text.copy()
     wanted[2:7], wanted[10] = rows[:5], rows[5]
 
@@ -115,6 +115,75 @@ def test_rows_are_written_behind_the_copy_of_what_was_looked_up(tmp_path: Path) 
     assert run(6)[0] == run(12, tensor=b"CUDA0#embd_norm#0")[0] == NOT_TAKEN, "another llama.cpp"
     gpu = copy(b"CUDA0#embd#0", text.ctypes.data_as(ctypes.c_void_p), 12)  # a batch without images
     assert not np.ctypeslib.as_array(gpu, (12, 4)).any()
+
+
+@linux
+@needs_compiler
+def test_a_towers_rows_are_fetched_to_where_they_stay(artifact: Artifact, tmp_path: Path) -> None:
+    # The real tower on a CPU; memory is "pinned" by counting it.
+    source, library = tmp_path / "fetch.cpp", tmp_path / "fetch.so"
+    source.write_text(
+        f"""#include "{CUDA / "rows.h"}"
+        #include <dlfcn.h>
+        static int pinned = 0;
+        extern "C" void use(const char *path) {{
+            own_tensor_get = (tensor_get_t) dlsym(dlopen(path, RTLD_NOLOAD | RTLD_LAZY), "ggml_backend_tensor_get");
+        }}
+        extern "C" void ggml_backend_tensor_get(const ggml_tensor *tensor, void *data, size_t offset, size_t size) {{
+            get_tensor(tensor, data, offset, size);
+        }}
+        extern "C" int edgemed_pin(void *, size_t) {{ return ++pinned > 2; }}
+        extern "C" void edgemed_unpin(void *) {{ --pinned; }}
+        extern "C" int count() {{ return pinned; }}"""
+    )
+    subprocess.run(["g++", "-std=c++17", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    script = tmp_path / "script.py"
+    script.write_text(
+        """
+import ctypes, gc, os, sys
+from pathlib import Path
+from edgemed.core.manifest import load_artifact
+from runtimes import libllama
+from runtimes.direct import TowerRows
+from runtimes.libmtmd import VisionTower
+from runtimes.messages import EngineSettings
+import numpy as np
+
+preloaded = ctypes.CDLL(None)
+preloaded.use(os.fsencode(libllama._base._name))
+artifact = load_artifact(Path(sys.argv[1]))
+size = artifact.manifest.image.size_px
+llm = libllama.LanguageModel(artifact.llm_path, EngineSettings(context_tokens=256, gpu_layers=0), 1, no_space_prefix=False)
+usual, direct = (VisionTower(artifact.mmproj_path, size, llm, 1, None, rewritable=True, direct=d) for d in (None, TowerRows()))
+rng = np.random.default_rng(3)
+images = [rng.integers(0, 256, (size, size, 3), np.uint8).tobytes() for _ in range(5)]
+kept = []
+for number, image in enumerate(images):
+    if number != 3:  # one whose memory was not made ready
+        direct.prepare(len(usual.encode(images[0])))
+    kept.append(direct.encode(image))
+for image, rows in zip(images, kept):
+    assert np.array_equal(rows, usual.encode(image)), "what was encoded later has not changed it"
+assert preloaded.count() == 4, "two are pinned, two could not be"
+view = kept[0][1:]
+kept.clear()
+gc.collect()
+assert preloaded.count() == 3, "a view holds its image's memory"
+del view
+gc.collect()
+assert preloaded.count() == 2
+assert TowerRows().run(np.zeros((2, 2), np.float32), lambda: 7) == (7, False), "nothing was fetched"
+print("right")
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, script, artifact.folder],
+        env={**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "right\n", done.stderr
 
 
 @linux
@@ -158,7 +227,14 @@ def test_it_compiles_and_has_the_names_that_llama_cpp_looks_for(tmp_path: Path, 
     built = dense.build(shutil.which("nvcc"), (9, 0))
     names = subprocess.run(["nm", "-D", str(built)], capture_output=True, text=True, check=True).stdout
     # As `nm -D libggml-cuda.so` has them, at the pinned version.
-    for name in ("_Z24ggml_cuda_should_use_mmq9ggml_typeill", "_Z21ggml_get_to_bf16_cuda9ggml_type", "edgemed_dense_prompts", *ROWS):
+    for name in (
+        "_Z24ggml_cuda_should_use_mmq9ggml_typeill",
+        "_Z21ggml_get_to_bf16_cuda9ggml_type",
+        "edgemed_dense_prompts",
+        "ggml_backend_tensor_set",
+        "ggml_backend_tensor_get",
+        *ROWS,
+    ):
         assert f" T {name}" in names
     needed = subprocess.run(["readelf", "-d", str(built)], capture_output=True, text=True, check=True).stdout
     assert "libstdc++" not in needed and "libcudart" not in needed

@@ -23,6 +23,7 @@ constexpr int THREADS = 256, ROUNDS = 4;
 static should_use_mmq_t own_should_use_mmq = nullptr;
 static get_to_bf16_t own_get_to_bf16 = nullptr;
 static int64_t least_rows = INT64_MAX;
+static int used_device = 0;
 
 // What cannot be computed must not be answered from whatever memory holds.
 static void give_up(const char *what) {
@@ -74,6 +75,22 @@ extern "C" void ggml_backend_tensor_set(ggml_tensor *tensor, const void *data, s
     set_tensor(tensor, data, offset, size);
 }
 
+extern "C" void ggml_backend_tensor_get(const ggml_tensor *tensor, void *data, size_t offset, size_t size) {
+    if (!own_tensor_get) give_up("not switched on");
+    get_tensor(tensor, data, offset, size);
+}
+
+// Memory that the GPU copies to and from by itself, until it is let go. 0 where it is.
+extern "C" int edgemed_pin(void *memory, size_t bytes) {
+    if (cudaSetDevice(used_device) == cudaSuccess && cudaHostRegister(memory, bytes, cudaHostRegisterPortable) == cudaSuccess) return 0;
+    cudaGetLastError();
+    return 1;
+}
+
+extern "C" void edgemed_unpin(void *memory) {
+    if (cudaSetDevice(used_device) != cudaSuccess || cudaHostUnregister(memory) != cudaSuccess) give_up("memory could not be let go");
+}
+
 // Before the first product: libggml-cuda's path, the GPU, and of how many rows a product is dense.
 // 0; 1 where that file is not loaded, or is another version's; 2 where the GPU cannot run what was compiled.
 extern "C" int edgemed_dense_prompts(const char *path, int device, int rows) {
@@ -83,10 +100,11 @@ extern "C" int edgemed_dense_prompts(const char *path, int device, int rows) {
     own_get_to_bf16 = (get_to_bf16_t) dlsym(library, "_Z21ggml_get_to_bf16_cuda9ggml_type");
     // libggml-base's, which that file depends on.
     own_tensor_set = (tensor_set_t) dlsym(library, "ggml_backend_tensor_set");
+    own_tensor_get = (tensor_get_t) dlsym(library, "ggml_backend_tensor_get");
     own_get_name = (get_name_t) dlsym(library, "ggml_get_name");
-    if (!own_should_use_mmq || !own_get_to_bf16 || !own_tensor_set || !own_get_name) return 1;
+    if (!own_should_use_mmq || !own_get_to_bf16 || !own_tensor_set || !own_tensor_get || !own_get_name) return 1;
     cudaFuncAttributes attributes;
     if (cudaSetDevice(device) != cudaSuccess || cudaFuncGetAttributes(&attributes, unpack<Q4K>) != cudaSuccess) return 2;
-    least_rows = rows;
+    least_rows = rows, used_device = device;
     return 0;
 }

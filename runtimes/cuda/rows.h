@@ -1,6 +1,9 @@
-// An image's rows straight to the GPU, past llama.cpp's batches, which copy rows of numbers four times on their way there.
+// An image's rows from the tower to the model without detours (direct.py).
 //
-// llama.cpp is given a batch of token ids, an image's rows among them as ids that mean nothing. It looks all of them up on the CPU and
+// From the tower: libmtmd fetches its result with ggml_backend_tensor_get into memory of its own, out of which it would have to be copied
+// again; here it is fetched to where it stays.
+//
+// To the model: llama.cpp's batches of rows of numbers are copied four times on their way to the GPU. So llama.cpp is given a batch of token ids, an image's rows among them as ids that mean nothing. It looks all of them up on the CPU and
 // copies the result to the GPU with ggml_backend_tensor_set, which is answered here: behind that copy the images' own rows are
 // written over it. Compiled into prompts.cu, and by a C++ compiler into a test.
 #pragma once
@@ -10,6 +13,7 @@
 
 struct ggml_tensor;
 typedef void (*tensor_set_t)(ggml_tensor *, const void *, size_t, size_t);
+typedef void (*tensor_get_t)(const ggml_tensor *, void *, size_t, size_t);
 typedef const char *(*get_name_t)(const ggml_tensor *);
 
 // Rows of a batch: the number of the first, how many, and where they lie.
@@ -17,6 +21,7 @@ struct Rows { int64_t first, count; const char *data; };
 
 // libggml-base's own.
 static tensor_set_t own_tensor_set = nullptr;
+static tensor_get_t own_tensor_get = nullptr;
 static get_name_t own_get_name = nullptr;
 // Of the batch that this thread is running: its images' rows, a row's size, and how many rows have been copied to the GPU.
 static thread_local const Rows *laid = nullptr;
@@ -35,9 +40,9 @@ extern "C" int64_t edgemed_rows_end() {
 }
 
 // The copy on a device of llama.cpp's tensor "embd", which ggml's scheduler names CUDA0#embd#0.
-static bool is_looked_up(const ggml_tensor *tensor) { return strstr(own_get_name(tensor), "#embd#") != nullptr; }
+inline bool is_looked_up(const ggml_tensor *tensor) { return strstr(own_get_name(tensor), "#embd#") != nullptr; }
 
-static void set_tensor(ggml_tensor *tensor, const void *data, size_t offset, size_t size) {
+inline void set_tensor(ggml_tensor *tensor, const void *data, size_t offset, size_t size) {
     own_tensor_set(tensor, data, offset, size);
     if (!row_bytes || !is_looked_up(tensor)) return;
     // A batch is run in micro-batches, in order.
@@ -49,4 +54,22 @@ static void set_tensor(ggml_tensor *tensor, const void *data, size_t offset, siz
         own_tensor_set(tensor, rows.data + (from - rows.first) * row_bytes, offset + (from - begin) * row_bytes, (to - from) * row_bytes);
     }
     copied = end;
+}
+
+// Where this thread wants a result of exactly so many bytes, and whether there was one.
+static thread_local void *place = nullptr;
+static thread_local size_t place_bytes = 0;
+static thread_local bool fetched = false;
+
+extern "C" void edgemed_fetch_begin(void *memory, size_t bytes) { place = memory, place_bytes = bytes, fetched = false; }
+
+extern "C" int edgemed_fetch_end() {
+    place = nullptr;
+    return fetched;
+}
+
+inline void get_tensor(const ggml_tensor *tensor, void *data, size_t offset, size_t size) {
+    const bool wanted = place && size == place_bytes;
+    own_tensor_get(tensor, wanted ? place : data, offset, size);
+    fetched = fetched || wanted;
 }

@@ -1,0 +1,85 @@
+"""An image's rows from the tower to the model without detours, by the library that dense.py preloads (cuda/rows.h).
+
+    out = tower_rows.memory(576, 4096)                                   # which a GPU copies to and from at once
+    code, fetched = tower_rows.run(out, lambda: lib.mtmd_encode_chunk(context, chunk))
+    code = ModelRows().run([(1, out)], 611, 4096, lambda: lib.llama_decode(context, batch))
+
+Without it llama.cpp copies an image's rows (10 MB of a 7 B model) seven times on their way (docs/LOG.md, 2026-11-30).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import weakref
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+
+# Beside llama_decode's codes: it did not take rows on the way that is known here.
+NOT_TAKEN = -100
+
+
+class _Rows(ctypes.Structure):
+    """Rows of cuda/rows.h."""
+
+    _fields_ = (("first", ctypes.c_int64), ("count", ctypes.c_int64), ("data", ctypes.c_void_p))
+
+
+class ModelRows:
+    """Images' rows among a batch of token ids, written to the GPU."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None)
+        self._begin, self._end = library.edgemed_rows_begin, library.edgemed_rows_end
+        self._begin.argtypes, self._begin.restype = [ctypes.POINTER(_Rows), ctypes.c_int, ctypes.c_int64], None
+        self._end.argtypes, self._end.restype = [], ctypes.c_int64
+
+    def run(self, images: Sequence[tuple[int, F32]], rows: int, width: int, decode: Callable[[], int]) -> int:
+        """`decode`, which runs a batch of so many ids, with these rows of it replaced: the number of the first, float32 [any, width].
+
+        Returns its code, or NOT_TAKEN.
+        """
+        kept = [(first, np.ascontiguousarray(part, np.float32)) for first, part in images]
+        spans = (_Rows * len(kept))(*(_Rows(first, len(part), part.ctypes.data) for first, part in kept))
+        self._begin(spans, len(kept), 4 * width)
+        try:
+            code = decode()
+        finally:
+            taken = int(self._end())
+        return code if code != 0 or taken == rows else NOT_TAKEN
+
+
+class TowerRows:
+    """A tower's rows, fetched from the GPU into memory of the caller's instead of libmtmd's."""
+
+    def __init__(self) -> None:
+        library = ctypes.CDLL(None)
+        self._begin, self._end, self._pin = library.edgemed_fetch_begin, library.edgemed_fetch_end, library.edgemed_pin
+        self._begin.argtypes, self._begin.restype = [ctypes.c_void_p, ctypes.c_size_t], None
+        self._pin.argtypes, self._pin.restype = [ctypes.c_void_p, ctypes.c_size_t], ctypes.c_int
+        self._unpin = library.edgemed_unpin
+        self._unpin.argtypes, self._unpin.restype = [ctypes.c_void_p], None
+
+    def memory(self, rows: int, width: int) -> F32:
+        """Zeros, float32 [rows, width], that stay where they are in main memory, so that a GPU reaches them by itself."""
+        # Whole pages, of which no other such memory has a part.
+        pages = mmap.mmap(-1, 4 * rows * width, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        out = np.frombuffer(pages, np.float32).reshape(rows, width)
+        base = out.base
+        if base is not None and self._pin(out.ctypes.data, out.nbytes) == 0:
+            # An array's views hold the array that was made of the pages.
+            weakref.finalize(base, self._unpin, out.ctypes.data).atexit = False
+        return out
+
+    def run(self, out: F32, encode: Callable[[], int]) -> tuple[int, bool]:
+        """`encode`'s code, and whether the rows that it fetched lie in `out` (else they are where libmtmd keeps them)."""
+        self._begin(out.ctypes.data, out.nbytes)
+        try:
+            code = encode()
+        finally:
+            fetched = bool(self._end())
+        return code, fetched
