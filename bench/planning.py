@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
 import threading
 import time
@@ -40,6 +41,8 @@ from runtimes.shape import PairShape, read_shape
 
 NEW_TOKENS = 8
 SAMPLE_S = 0.05
+# Where nothing of ours lies, a card still shows some kB of others'.
+LEAST_BYTES = 1_000_000
 UNDER_LIMIT, OVER_LIMIT = 0.98, 1.08
 # What the process adds to the account, which has no such buffers.
 _BESIDE = frozenset({"program", "scratch", "images", "dense prompts"})
@@ -55,7 +58,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        return self.predicted_bytes / self.measured_bytes
+        return self.predicted_bytes / self.measured_bytes if self.measured_bytes else math.inf
 
 
 def cpu_grid(quick: bool) -> Iterator[EngineSettings]:
@@ -174,7 +177,7 @@ def compare(artifact: Artifact, shape: PairShape, settings: EngineSettings, host
     if not host.gpu:
         rows.append(Comparison("taken CPU static", estimate.static_bytes(CPU), loaded.pss))
         rows.append(Comparison("taken CPU dynamic", estimate.dynamic_bytes(CPU), sampler.pss))
-    return [row for row in rows if row.measured_bytes > 0]
+    return [row for row in rows if max(row.predicted_bytes, row.measured_bytes) >= LEAST_BYTES]
 
 
 def _predicted_account(estimate: Estimate, place: Place) -> int:

@@ -4,7 +4,8 @@
     built_library((9, 0))                        # where it is, if it was built from these sources for the installed llama-cpp-python
 
 llama.cpp multiplies 4-bit weights as they are, in integers, which suits cards for which a model's size is what counts. On an H200 the
-dense product is quicker from some hundred rows on, unpacking included; cuda/prompts.cu is what llama.cpp is told so by. Plans use it
+dense product is quicker from some hundred rows on, unpacking included; cuda/prompts.cu is what llama.cpp is told so by. The library also
+brings an image's rows from the tower to the model without detours (direct.py). Plans use it
 where it was built and there is room (planner.py); settings can ask for it. Every other product that goes through cuBLAS is then one
 in BF16 too, such as attention without flash attention in a tower; the tower's self-check at loading is always made and judges that.
 Linux, and the kinds of GPU that it was measured on.
@@ -41,7 +42,7 @@ _FOLDER = Path(__file__).parent / "cuda"
 _SOURCES = ("prompts.cu", "blocks.h", "rows.h")
 _LAST_LINES = 3
 _WITHOUT = "Prompts work without it, as they are."
-# An image's rows are copied several times on their way, through memory of megabytes: 2 ms sooner (as above).
+# An image's rows were copied through memory of megabytes: 2 ms sooner (as above; not measured again since direct.py).
 _HUGE_PAGES = "glibc.malloc.hugetlb=1"
 # LD_PRELOAD is divided at these.
 _DIVIDERS = frozenset(": \t\n")
