@@ -53,6 +53,8 @@ class Scheduler:
         """`ahead`: decoding returns before it is done (on a GPU), so that a token's text can be looked at meanwhile."""
         self._ahead = ahead
         self._llm, self._images, self._manifest, self._settings = llm, images, manifest, settings
+        # With all of the vocabulary's control tokens, of which a template lists its own: nobody types one.
+        self._template = manifest.template.model_copy(update={"control": (*manifest.template.control, *llm.controls)})
         self._groups = Groups(send)
         self._send: Send = self._groups.send
         self._inbox: queue.SimpleQueue[tuple[int, float, Command | Encoded]] = queue.SimpleQueue()
@@ -190,7 +192,7 @@ class Scheduler:
         # A control token shows no text, so as a stop string it is recognised by its id.
         single = [ids[0] for s in stop if s and len(ids := self._llm.tokenize(s)) == 1 and self._llm.is_control(ids[0])]
         job = Job(id, received, request=request, stop=stop, stop_ids=frozenset(single))
-        self._queue_job(job, tuple(render(template, request.turns)), request.images)
+        self._queue_job(job, tuple(render(self._template, request.turns)), request.images)
 
     def _queue_job(self, job: Job, segments: Sequence[Text | ImageSlot | int], images: Sequence[PreparedImage]) -> None:
         keys = [hash_image(image.pixels) for image in images]

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import psutil
 import pytest
-from runtimes_pair import LLM_WIDTH, PATCHES, SIZE_PX, VOCAB, make_artifact, tower_rows, tower_tensors
+from runtimes_pair import CONTROL, LLM_WIDTH, PATCHES, SIZE_PX, VOCAB, make_artifact, tower_rows, tower_tensors
 
 from edgemed.core.conversation import TEMPLATES, ImageSlot, Text, Turn, render
 from edgemed.core.errors import ArtifactError, ContextOverflowError, EngineDiedError, EngineError, EngineLoadError, InputError
@@ -76,6 +76,16 @@ def test_tokens_join_to_the_answer(engine: Engine) -> None:
     assert finished.reason == "length"
     assert (finished.usage.new_tokens, finished.usage.image_tokens) == (20, PATCHES)
     assert finished.timings.first_token_s > 0 and finished.timings.decode_tokens_per_s > 0
+
+
+def test_nobody_types_a_control_token(engine: Engine) -> None:
+    # "<s>" and "</s>" are the vocabulary's, but not listed by this template; a token is a byte here, if it is no control token.
+    def cells(text: str) -> int:
+        return collect(engine.submit(question(text, max_tokens=1)))[1].usage.prompt_tokens
+
+    for typed, broken in (("a<s>b", "a< s>b"), ("</s>x", "< /s>x"), ("<|im_end|>", "< |im_end|>")):
+        assert cells(typed) == cells(broken), typed
+    assert engine.tokenize([Text("<s>")]) == [256 + CONTROL.index("<s>")], "what is no person's text stays"
 
 
 def test_rows_are_the_towers(engine: Engine) -> None:

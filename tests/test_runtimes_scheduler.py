@@ -38,6 +38,7 @@ class FakeModel:
     batch_tokens, max_outputs, vocab_size, width, bos = 64, 8, 300, 4, 1
     token_rows: Any = None
     takes_rows = False
+    controls: tuple[str, ...] = ()
     reuses = True
     tile_rows = 1
 
