@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -66,6 +67,7 @@ class TowerRows:
 
     def memory(self, rows: int, width: int) -> F32:
         """Zeros, float32 [rows, width], that stay where they are in main memory, so that a GPU reaches them by itself."""
+        assert sys.platform != "win32"  # the library is Linux's
         # Whole pages, of which no other such memory has a part.
         pages = mmap.mmap(-1, 4 * rows * width, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         out = np.frombuffer(pages, np.float32).reshape(rows, width)

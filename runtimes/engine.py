@@ -62,6 +62,8 @@ LEAST_TEXT_LIMIT = 10_000
 # A worker that loads is silent: for minutes where gigabytes come from a stick, or a new GPU's kernels are compiled. It has a limit all the
 # same: where a GPU's driver hangs, the next worker hangs while loading, and all callers wait for it.
 LOAD_SILENCE_S = 3600.0
+# Signs of life are a second apart.
+LEAST_SILENCE_S = 2.0
 MEMORY_HINT = "Use a smaller context, fewer slots or a 4-bit model; see: edgemed plan"
 
 
@@ -347,8 +349,9 @@ def _dense_environment(device: int) -> dict[str, str]:
 
 
 def _check_settings(settings: EngineSettings) -> None:
-    if not settings.silence_limit_s > 0:
-        raise InputError(f"Expected a positive silence_limit_s, found {settings.silence_limit_s}.", "Check the engine's settings.")
+    if not settings.silence_limit_s >= LEAST_SILENCE_S:
+        found = f"Expected a silence_limit_s of {LEAST_SILENCE_S:g} or more, found {settings.silence_limit_s}."
+        raise InputError(found, "Check the engine's settings.")
     if (settings.kv_tokens is not None and settings.kv_tokens < 1) or (settings.threads is not None and settings.threads < 1):
         raise InputError("Expected positive numbers for kv_tokens and threads.", "Check the engine's settings.")
     if not 1 <= settings.slots <= min(256, settings.batch_tokens):

@@ -1,4 +1,7 @@
-"""Logits of one sequence, run alone: what parity checks and `verify` compare. Knows no queue."""
+"""A batch's cells to llama.cpp, whichever way they go; and logits of one sequence, run alone: what parity checks and `verify` compare.
+
+Knows no queue.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Requests that are answered together and by themselves, so that their answers never depend on what else was asked, or when.
 
-A batch's make-up changes the last bits of what llama.cpp computes, and so, now and then, a word. A group begins with an empty cache and
-idle slots and all its requests at once, and nothing is begun beside it: the same group gives the same answers, token for token, whatever
-else is asked. Evaluation asks one group an image.
+A batch's make-up changes the last bits of what llama.cpp computes, and so, now and then, a word. A group begins with an empty cache, idle
+slots, all its images encoded and all its requests at once, and nothing is begun beside it: the same group gives the same answers, token for
+token, whatever else is asked. Evaluation asks one group an image.
 
 So groups and other requests take turns, in order of arrival: a group waits until all that came before it has ended, and what comes after it
 waits until the group has. Neither starves, however many of the other kind keep coming. Knows neither the queue nor the cache: scheduler.py
@@ -16,6 +16,15 @@ from dataclasses import dataclass, field
 
 from edgemed.core.errors import EdgemedError
 from runtimes.messages import Collected, Failed, Finished, Request, Token
+
+
+@dataclass(frozen=True)
+class Group:
+    """Requests that have arrived as one frame."""
+
+    id: int
+    received: float
+    requests: Sequence[Request]
 
 
 @dataclass
@@ -42,11 +51,16 @@ class Groups:
         """Whether a group is open."""
         return self._open is not None
 
-    def open(self, id: int, requests: Sequence[Request]) -> list[tuple[int, Request]]:
-        """Begin the group of frame `id`, of at least one request; returns the requests under their jobs' ids."""
-        self._open = _Open(id, self._next, [[] for _ in requests])
-        self._next -= len(requests)
-        return [(self._open.first - index, request) for index, request in enumerate(requests)]
+    def open(self, group: Group) -> list[tuple[int, Request]]:
+        """Begin a group of at least one request; returns the requests under their jobs' ids."""
+        self._open = _Open(group.id, self._next, [[] for _ in group.requests])
+        self._next -= len(group.requests)
+        return [(self._open.first - index, request) for index, request in enumerate(group.requests)]
+
+    def members(self, id: int) -> range:
+        """The jobs' ids of frame `id`, where that is the open group."""
+        group = self._open
+        return range(group.first, group.first - len(group.tokens), -1) if group is not None and group.id == id else range(0)
 
     def send(self, id: int, reply: object) -> None:
         """A reply on its way out: a member's is kept until all have ended, any other goes on."""

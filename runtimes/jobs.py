@@ -63,6 +63,11 @@ class Job:
     def __post_init__(self) -> None:
         self.text = TextStream(self.stop)
 
+    @property
+    def in_group(self) -> bool:
+        """Whether it is a group's (groups.py)."""
+        return self.id < 0
+
     def cancel(self) -> None:
         """Called from another thread; the scheduler looks before each step and each draw."""
         if self._cancelled_after is None:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from edgemed.core.errors import EngineError, EngineLoadError, EngineMemoryError
 from edgemed.core.probe import relative_l2
 from runtimes.account import Lines, lacks_memory, read_account
-from runtimes.direct import ModelRows
+from runtimes.direct import NOT_TAKEN, ModelRows
 from runtimes.gguf_header import read_header
 from runtimes.libbatch import RowBatch, TokenBatch
 from runtimes.messages import Buffer, EngineSettings, Sampling
@@ -330,10 +330,13 @@ class LanguageModel:
     ) -> int:
         """`decode_tokens`, some of which are images' rows: the number of the first, float32 [any, width]; their ids mean nothing.
 
-        Returns NOT_TAKEN, too.
+        Returns NOT_TAKEN, too, after which rows go the other way.
         """
         assert self._direct is not None
-        return self._direct.run(images, len(tokens), self.width, lambda: self.decode_tokens(tokens, positions, sequences, outputs))
+        code = self._direct.run(images, len(tokens), self.width, lambda: self.decode_tokens(tokens, positions, sequences, outputs))
+        if code == NOT_TAKEN:
+            self._direct = None
+        return code
 
     def logits(self, index: int) -> F32:
         """A view of the last batch's logits at batch index `index`, float32 [vocab]; valid until the next decode."""

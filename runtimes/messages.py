@@ -64,7 +64,7 @@ class EngineSettings:
     memory_limit_bytes: int | None = None
     # The engine's process is ended where it is waited for and has neither run a batch nor encoded an image for so long; on a weak CPU
     # either may take minutes.
-    silence_limit_s: float = 600.0
+    silence_limit_s: float = 1200.0
 
 
 @dataclass(frozen=True)

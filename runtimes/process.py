@@ -28,19 +28,20 @@ CLOSE_S = 5.0
 LOOK_S = 1.0
 SPIN_COUNT = "30000"
 _STDERR_LINES = 50
+# By name: Windows has not all of them.
 _MEANING = {
-    signal.SIGKILL: "killed by the system or a person, often for lack of memory",
-    signal.SIGABRT: "llama.cpp gave up, on an input or for want of room",
-    signal.SIGSEGV: "llama.cpp touched memory that is not its own",
-    signal.SIGBUS: "a model's file shrank or could not be read while it was in use",
-    signal.SIGILL: "the installed llama-cpp-python was built for another processor",
-    signal.SIGTERM: "ended by the system or a person",
+    "SIGKILL": "killed by the system or a person, often for lack of memory",
+    "SIGABRT": "llama.cpp gave up, on an input or for want of room",
+    "SIGSEGV": "llama.cpp touched memory that is not its own",
+    "SIGBUS": "a model's file shrank or could not be read while it was in use",
+    "SIGILL": "the installed llama-cpp-python was built for another processor",
+    "SIGTERM": "ended by the system or a person",
 }
 _HINT = "Ask again; if it happens again, run: edgemed verify"
 _SILENCE_HINT = "Ask again; if it happens again, choose --device cpu or restart the computer, whose GPU's driver may hang."
 _HINTS = {
-    signal.SIGKILL: "Ask again; if it happens again, use a smaller context, fewer slots or a 4-bit model.",
-    signal.SIGILL: "Build it for this one, in edgemed's folder: make demo CPU=native (or see runtimes/native.py).",
+    "SIGKILL": "Ask again; if it happens again, use a smaller context, fewer slots or a 4-bit model.",
+    "SIGILL": "Build it for this one, in edgemed's folder: make demo CPU=native (or see runtimes/native.py).",
 }
 
 
@@ -122,7 +123,12 @@ class WorkerProcess:
 
     def call(self, command: Command) -> object:
         """Send a command and wait for its one reply, raising it if it is an error."""
-        reply = self.begin(command).get()
+        pending = self.begin(command)
+        try:
+            reply = pending.get()
+        except BaseException:  # Ctrl-C
+            self.abandon(pending.id)
+            raise
         if isinstance(reply, EdgemedError):
             raise reply
         return reply
@@ -210,10 +216,12 @@ class WorkerProcess:
 
     def _watch(self) -> None:
         # In looks, not by the clock: that goes on while both of us are stopped, by a lid that is closed or by Ctrl-Z.
-        silent_s = 0.0
+        # Of what has been waited for longest: of many short commands there is always one, and of none is there a sign of life.
+        silent_s, longest = 0.0, None
         while not self._ended.wait(LOOK_S):
             with self._lock:
-                silent_s = silent_s + LOOK_S if self._pending and not self._heard else 0.0
+                before, longest = longest, next(iter(self._pending), None)
+                silent_s = silent_s + LOOK_S if longest is not None and longest == before and not self._heard else 0.0
                 self._heard = False
             if silent_s > self.silence_limit_s:
                 # Told first, as a process that a driver holds does not end when it is killed.
@@ -239,6 +247,6 @@ class WorkerProcess:
         words = f" Its last words: {last[:300]}" if last else ""
         if code >= 0:
             return EngineDiedError(f"The engine's process ended with code {code}.{words}", _HINT)
-        name = signal.Signals(-code)
+        name = signal.Signals(-code).name
         meaning = _MEANING.get(name, "stopped by a signal")
-        return EngineDiedError(f"The engine's process ended with {name.name}: {meaning}.{words}", _HINTS.get(name, _HINT))
+        return EngineDiedError(f"The engine's process ended with {name}: {meaning}.{words}", _HINTS.get(name, _HINT))

@@ -21,7 +21,7 @@ from edgemed.core.errors import ContextOverflowError, EdgemedError, EngineError,
 from edgemed.core.manifest import Manifest
 from runtimes.batches import drop_spill, lay_out
 from runtimes.evaluate import batch_error, decode, evaluate
-from runtimes.groups import Groups
+from runtimes.groups import Group, Groups
 from runtimes.jobs import Drawn, Job, Part, Slot
 from runtimes.libllama import LanguageModel, NotANumberError, Sampler, current_account
 from runtimes.messages import EngineSettings, Failed, FinishReason, PreparedImage, Request
@@ -60,9 +60,8 @@ class Scheduler:
         self._inbox: queue.SimpleQueue[tuple[int, float, Command | Encoded]] = queue.SimpleQueue()
         self._slots = [Slot(index) for index in range(settings.slots)]
         self._jobs: dict[int, Job] = {}
-        # What has arrived and is not let in yet, a group as its frame (groups.py says who waits for whom); and who was let in and waits for
-        # an image or a slot.
-        self._line: deque[Job | tuple[int, float, SubmitGroup]] = deque()
+        # What has arrived and is not let in yet (groups.py says who waits for whom), and who was let in and waits for an image or a slot.
+        self._line: deque[Job | Group] = deque()
         self._waiting: deque[Job] = deque()
         # Images in the queue or being encoded, and the jobs that wait for each: none may be left of one that is being encoded.
         self._encoding: dict[str, list[Job]] = {}
@@ -110,14 +109,22 @@ class Scheduler:
             self._show_life()
 
     def _show_life(self) -> None:
-        """Something was computed. Said by no thread of its own, nor by an idle loop, as both go on while llama.cpp or a driver hangs."""
-        if (now := time.monotonic()) - self._beat >= BEAT_S:
+        """Something was computed. Said by no thread of its own, nor by an idle loop, as both go on while llama.cpp or a driver hangs.
+
+        Nor where an image has been being encoded for too long, as answers without one go on then.
+        """
+        hangs = self._images.busy_s > self._settings.silence_limit_s
+        if not hangs and (now := time.monotonic()) - self._beat >= BEAT_S:
             self._beat = now
             self._send(0, None)
 
     def _has_work(self) -> bool:
-        busy = any(slot.job for slot in self._slots) or any(not job.missing for job in self._waiting)
-        return busy or (bool(self._line) and not self._waiting)
+        return any(slot.job for slot in self._slots) or self._may_begin() or (bool(self._line) and not self._waiting)
+
+    def _may_begin(self) -> bool:
+        """Whether a request that was let in has its images; of a group all must have, so that its batches are always the same."""
+        ready = [not job.missing for job in self._waiting]
+        return all(ready) and bool(ready) if self._groups.answering else any(ready)
 
     def _let_in(self) -> None:
         """Requests up to the next group, and the group once they have ended."""
@@ -128,18 +135,18 @@ class Scheduler:
             elif self._waiting or any(slot.job for slot in self._slots):
                 return
             else:
-                self._open_group(*first)
+                self._open_group(first)
             self._line.popleft()
 
-    def _open_group(self, id: int, received: float, command: SubmitGroup) -> None:
+    def _open_group(self, group: Group) -> None:
         """Begin a group as if nothing had ever been asked."""
         for slot in self._slots:
             self._placement.clear(slot)
             slot.last_used = slot.last_run = 0.0
         self._image_turn = False
-        for member, request in self._groups.open(id, command.requests):
+        for member, request in self._groups.open(group):
             try:
-                self._take_request(member, received, request)
+                self._take_request(member, group.received, request)
             except EdgemedError as error:
                 self._jobs.pop(member, None)
                 self._send(member, Failed(error))
@@ -166,7 +173,7 @@ class Scheduler:
             self._take_request(id, received, command.request)
         elif isinstance(command, SubmitGroup):
             if command.requests:
-                self._line.append((id, received, command))
+                self._line.append(Group(id, received, command.requests))
             else:
                 self._send(id, [])
         elif isinstance(command, Evaluate):
@@ -178,10 +185,18 @@ class Scheduler:
         elif isinstance(command, Tokenize):
             items = self._tokenize(command.segments)
             self._send(id, [item if isinstance(item, int) else IMAGE_TOKEN for item in items])
-        elif isinstance(command, Cancel) and id in self._jobs:
-            self._jobs[id].cancel()
+        elif isinstance(command, Cancel):
+            self._cancel(id)
         elif isinstance(command, Stats):
             self._send(id, self._stats())
+
+    def _cancel(self, id: int) -> None:
+        """A request, or a group, whose frame nobody waits for any more."""
+        for job in (id, *self._groups.members(id)):
+            if job in self._jobs:
+                self._jobs[job].cancel()
+        for group in [each for each in self._line if isinstance(each, Group) and each.id == id]:
+            self._line.remove(group)
 
     def _tokenize(self, segments: Sequence[Text | ImageSlot | int]) -> list[int | ImageSlot]:
         return tokenize_segments(segments, self._manifest, self._llm.tokenize, self._llm.bos)
@@ -202,7 +217,7 @@ class Scheduler:
         self._jobs[job.id] = job
         for key, image in zip(keys, images, strict=True):
             self._want_rows(job, key, image.pixels)
-        (self._waiting if job.id < 0 else self._line).append(job)  # a group's own are let in with it
+        (self._waiting if job.in_group else self._line).append(job)  # a group's own are let in with it
 
     def _check_length(self, job: Job) -> None:
         n, vocab = len(job.prompt.cells), self._llm.vocab_size
@@ -235,6 +250,8 @@ class Scheduler:
             self._encoding[key] = []
             self._images.submit(key, pixels)
         self._encoding[key].append(job)
+        if job.in_group:  # those behind it wait for it
+            self._images.prefer(key)
 
     def _take_rows(self, encoded: Encoded) -> None:
         self._show_life()
@@ -279,6 +296,8 @@ class Scheduler:
                 self._placement.clear(slot)
             self._llm.wipe()
             self._spoilt = False
+        if not self._may_begin():
+            return
         for job in list(self._waiting):
             if job.missing:
                 continue

@@ -30,9 +30,10 @@ from edgemed.core.probe import probe_pixels, relative_l2, summarise
 from runtimes.messages import VisionMode
 
 F32 = NDArray[np.float32]
-# An image's prompt is begun right after it was encoded, which memory for the next one must not be in the way of.
-PREPARE_AFTER_S = 0.1
 I32 = NDArray[np.int32]
+
+# Right after an image was encoded its prompt is begun; getting memory for the next one would be in the way.
+PREPARE_AFTER_S = 0.1
 
 
 class Tower(Protocol):
@@ -154,12 +155,19 @@ class ImageQueue:
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: dict[str, bytes] = {}
+        self._taken_at: float | None = None
 
     def submit(self, key: str, pixels: bytes) -> None:
         """Queue an image."""
         with self._changed:
             self._waiting[key] = pixels
             self._changed.notify()
+
+    def prefer(self, key: str) -> None:
+        """Put an image that still waits in front of all others."""
+        with self._changed:
+            if key in self._waiting:
+                self._waiting = {key: self._waiting.pop(key), **self._waiting}
 
     def drop(self, key: str) -> bool:
         """Take an image out again; False where it waits no more."""
@@ -172,7 +180,18 @@ class ImageQueue:
             if not self._changed.wait_for(lambda: self._waiting, timeout_s):
                 return None
             key = next(iter(self._waiting))
+            self._taken_at = time.monotonic()
             return key, self._waiting.pop(key)
+
+    def done(self) -> None:
+        """The image that was taken has been encoded."""
+        self._taken_at = None
+
+    @property
+    def busy_s(self) -> float:
+        """For how long an image has been being encoded; 0 where none is."""
+        since = self._taken_at
+        return 0.0 if since is None else time.monotonic() - since
 
 
 class EncodeThread:
@@ -184,14 +203,7 @@ class EncodeThread:
 
     def _run(self) -> None:
         while True:
-            taken = None if self._on_cpu else self._images.take(PREPARE_AFTER_S)
-            if taken is None:
-                if not self._on_cpu:
-                    self._encoder.prepare()
-                taken = self._images.take()
-            if taken is None:
-                continue
-            key, pixels = taken
+            key, pixels = self._next()
             if not self._on_cpu:
                 self._encode(key, pixels)
                 continue
@@ -201,11 +213,19 @@ class EncodeThread:
             worker.start()
             worker.join()
 
+    def _next(self) -> tuple[str, bytes]:
+        taken = self._images.take(None if self._on_cpu else PREPARE_AFTER_S)
+        while taken is None:
+            self._encoder.prepare()
+            taken = self._images.take()
+        return taken
+
     def _encode(self, key: str, pixels: bytes) -> None:
         start = time.monotonic()
+        rows, fault = None, None
         try:
             rows = self._encoder.encode(pixels)
         except EdgemedError as error:
-            self._done(Encoded(key, None, time.monotonic() - start, error))
-        else:
-            self._done(Encoded(key, rows, time.monotonic() - start))
+            fault = error
+        self._images.done()
+        self._done(Encoded(key, rows, time.monotonic() - start, fault))

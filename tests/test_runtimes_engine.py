@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -462,19 +462,37 @@ def test_a_worker_that_stands_still_while_loading_is_ended(artifact: Artifact, l
         Engine.open(artifact, SETTINGS)
 
 
+SEND = """
+import pickle, struct, sys, time
+def send(*reply):
+    frame = pickle.dumps([reply])
+    sys.stdout.buffer.write(struct.pack('<Q', len(frame)) + frame), sys.stdout.flush()
+"""
+
+
 @pytest.mark.parametrize("id", [0, 7])  # of a sign of life, and of a reply to something else
 def test_signs_of_life_are_enough(looks: None, monkeypatch: pytest.MonkeyPatch, id: int) -> None:
-    play_worker(
-        monkeypatch,
-        "import pickle, struct, sys, time\n"
-        f"for reply in [({id}, None)] * 10 + [(1, 'done')]:\n"
-        "    frame = pickle.dumps([reply])\n"
-        "    sys.stdout.buffer.write(struct.pack('<Q', len(frame)) + frame), sys.stdout.flush(), time.sleep(0.2)\n",
-    )
+    play_worker(monkeypatch, f"{SEND}\nfor _ in range({10 if id == 0 else 300}): send({id}, None), time.sleep(0.2)\nsend(1, 'done')")
     worker = WorkerProcess(silence_limit_s=1.5)
     try:
         with pytest.raises(EngineDiedError) if id else nullcontext():
             assert worker.call(Stats()) == "done"
+    finally:
+        worker.close()
+
+
+def test_time_is_counted_for_each_command(looks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four answers of 0.6 s each, the next command sent before anybody looks: each is silent for less than the limit.
+    play_worker(monkeypatch, f"{SEND}\nfor id in range(1, 5): time.sleep(0.6), send(id, id)\ntime.sleep(60)")
+    worker = WorkerProcess(silence_limit_s=1.5)
+    try:
+        assert [worker.call(Stats()) for _ in range(4)] == [1, 2, 3, 4]
+        hung, end = worker.begin(Stats()), time.monotonic() + 60
+        with suppress(EngineDiedError):  # of `begin`, once it has ended
+            while worker.alive and time.monotonic() < end:  # beside others that come and go
+                worker.forget(worker.begin(Stats()).id)
+                time.sleep(0.01)
+        assert "no sign of life" in str(hung.get())
     finally:
         worker.close()
 

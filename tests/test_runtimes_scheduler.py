@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -648,3 +649,69 @@ def test_a_failed_batch_does_not_cost_the_other_its_answer(manifest: Manifest, m
     bench.ask(3, "A", max_tokens=5)
     bench.run()
     assert bench.ends()[3].reason == "length"
+
+
+def test_a_groups_batches_do_not_depend_on_which_image_came_first(manifest: Manifest) -> None:
+    batches = []
+    for first in (0, 1):
+        bench = Bench(manifest, EngineSettings(context_tokens=512, slots=3))
+        images = bench.scheduler._images = ImageQueue()
+        requests = [Request((Turn("user", f"{n}", 1),), (image(n),), max_tokens=2) for n in range(2)]
+        bench.scheduler.post(1, SubmitGroup((*requests, Request((Turn("user", "none"),), max_tokens=2))))
+        bench.run()
+        taken = [images.take(0), images.take(0)]
+        for number in (first, 1 - first):
+            assert not bench.llm.batches and not bench.scheduler._has_work(), "it waits for all of its images"
+            bench.scheduler.post(0, Encoded(taken[number][0], np.full((PATCHES, 4), number, np.float32), 0.1))
+            bench.run()
+        assert len(bench.sent) == 1
+        batches.append(bench.llm.batches)
+    assert batches[0] == batches[1]
+
+
+def test_a_groups_images_go_before_those_of_requests_behind_it(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512))
+    images = bench.scheduler._images = ImageQueue()
+    bench.ask(1, "before", max_tokens=20)
+    bench.run(steps=2)
+    bench.scheduler.post(2, SubmitGroup((Request((Turn("user", "in it", 1),), (image(3),), max_tokens=1),)))
+    for id, value in ((3, 1), (4, 2), (5, 3)):
+        bench.ask(id, "behind it", [image(value)])
+    bench.run()
+    assert list(images._waiting) == [hash_image(image(value).pixels) for value in (3, 1, 2)]
+
+
+def test_a_group_that_nobody_waits_for_is_cancelled(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2))
+    group = SubmitGroup(tuple(Request((Turn("user", f"long {n}"),), max_tokens=200) for n in range(2)))
+    for id in (1, 2):
+        bench.scheduler.post(id, group)
+    bench.ask(3, "behind them", max_tokens=2)
+    bench.run(steps=3)
+    bench.scheduler.cancel(2)  # in line
+    bench.run(steps=3)
+    bench.scheduler.cancel(1)  # open
+    bench.run()
+    replies = dict(bench.sent)
+    assert [reply.finished.reason for reply in replies[1]] == ["cancelled"] * 2 and 2 not in replies
+    assert bench.ends()[3].reason == "length" and not bench.scheduler._jobs
+
+
+def test_a_tower_that_hangs_is_not_hidden_by_others_answers(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.scheduler.BEAT_S", 0.0)
+    bench = Bench(manifest, EngineSettings(context_tokens=512, slots=2, silence_limit_s=0.05))
+    images = bench.scheduler._images = ImageQueue()
+    bench.ask(1, "with one", [image(1)])
+    bench.ask(2, "without one", max_tokens=3)
+    bench.run()
+    assert bench.beats
+    images.take(0)
+    time.sleep(0.1)
+    bench.beats = 0
+    bench.ask(3, "without one", max_tokens=3)
+    bench.run()
+    assert not bench.beats and bench.ends()[3].reason == "length"
+    images.done()
+    bench.ask(4, "without one", max_tokens=3)
+    bench.run()
+    assert bench.beats

@@ -3,9 +3,11 @@
 // From the tower: libmtmd fetches its result with ggml_backend_tensor_get into memory of its own, out of which it would have to be copied
 // again; here it is fetched to where it stays.
 //
-// To the model: llama.cpp's batches of rows of numbers are copied four times on their way to the GPU. So llama.cpp is given a batch of token ids, an image's rows among them as ids that mean nothing. It looks all of them up on the CPU and
-// copies the result to the GPU with ggml_backend_tensor_set, which is answered here: behind that copy the images' own rows are
-// written over it. Compiled into prompts.cu, and by a C++ compiler into a test.
+// To the model: llama.cpp's batches of rows of numbers are copied four times on their way to the GPU. So llama.cpp is given a batch of
+// token ids, an image's rows among them as ids that mean nothing. It looks all of them up on the CPU and copies the result to the GPU with
+// ggml_backend_tensor_set, which is answered here: behind that copy the images' own rows are written over it.
+//
+// Compiled into prompts.cu, and by a C++ compiler into tests.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
