@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,8 @@ from edgemed.core.errors import EdgemedError, InputError, ResourceError
 CHUNK_BYTES = 1 << 20
 # Written files are first named `.NAME.RANDOM.part`; whatever is left of a killed run is recognised by this.
 PART_SUFFIX = ".part"
+# What nobody has written to for so long was left by a run that was killed.
+LEFT_AFTER_S = 3600.0
 
 
 def sha256_file(path: Path) -> str:
@@ -121,6 +124,14 @@ def sync_tree(folder: Path) -> None:
         with path.open("rb+") as f:
             os.fsync(f.fileno())
     sync_dir(folder)
+
+
+def remove_stale(folder: Path, pattern: str) -> None:
+    """Remove what killed runs left in `folder` under names like `pattern`; not what another program may be writing."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            if time.time() - max(p.lstat().st_mtime for p in (path, *path.rglob("*"))) > LEFT_AFTER_S:
+                (shutil.rmtree if path.is_dir() else os.unlink)(path)
 
 
 def save_bytes(target: Path, data: bytes, mode: int = 0o644) -> None:

@@ -10,6 +10,7 @@ that their figures are not those of the native files.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemed.core.errors import DatasetError, HubError, MissingExtraError
-from edgemed.core.files import os_errors, save_bytes
+from edgemed.core.files import PART_SUFFIX, os_errors, remove_stale, save_bytes
 from edgemed.core.paths import cache_dir
 from edgemed.data.rows import ImageFolder, Row, answer_type, each, field, plain, split_names
 from edgemed.data.samples import Sample
@@ -115,7 +116,8 @@ def pull_export(repo: str, revision: str, folder: Path) -> dict[str, int]:
         raise DatasetError(f"Expected no folder at {folder} yet, found one.", "Name another with --out.")
     with os_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        remove_stale(folder.parent, f".{glob.escape(folder.name)}.*{PART_SUFFIX}")  # nothing goes on with them
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART_SUFFIX, dir=folder.parent))
     try:
         with _hub_errors(repo):
             loaded = datasets.load_dataset(repo, revision=revision, cache_dir=str(part / "cache"))
