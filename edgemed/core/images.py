@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from edgemed.core.errors import ImageError
+from edgemed.core.files import found_at
 from edgemed.core.model import Frozen
 
 # 64 Mpx decode to 192 MB of RGB; a full-field digital mammogram has about 20 Mpx.
@@ -69,8 +70,7 @@ def load_pixels(source: Path | bytes, name: str = "the image") -> tuple[Image.Im
     if isinstance(source, Path):
         name = source.name
         if not source.is_file():
-            found = "a folder" if source.is_dir() else "something that is no file" if source.exists() else "no such file"
-            raise ImageError(f"Expected an image at {source}, found {found}.", "Check the path.")
+            raise ImageError(f"Expected an image at {source}, found {found_at(source, 'no such file')}.", "Check the path.")
     try:
         if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
             raise ImageError(f"Expected an image in {name}, found an empty file.", "Export or copy the image again.")

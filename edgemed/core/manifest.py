@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from edgemed.core.conversation import ConversationTemplate
 from edgemed.core.errors import ArtifactError, EdgemedError
-from edgemed.core.files import describe_os_error, os_errors, save_text, sha256_file
+from edgemed.core.files import describe_os_error, found_at, os_errors, save_text, sha256_file
 from edgemed.core.images import ImagePreparation
 from edgemed.core.model import Frozen
 from edgemed.core.paths import cache_dir
@@ -172,8 +172,9 @@ def load_artifact(folder: Path) -> Artifact:
     """Read a folder's manifest and check that its files are there with the recorded sizes. Raises ArtifactError."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
+        found = "no manifest.json in it" if folder.is_dir() else found_at(folder, "no such folder")
         raise ArtifactError(
-            f"Expected a converted model at {folder}, found {'no manifest.json in it' if folder.is_dir() else 'no such folder'}.",
+            f"Expected a converted model's folder at {folder}, found {found}.",
             "Make one with: edgemed convert SOURCE --bits 4",
         )
     try:
@@ -181,7 +182,7 @@ def load_artifact(folder: Path) -> Artifact:
         data = json.loads(text)
     except OSError as error:
         raise describe_os_error(error, path) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"Expected JSON in {path}, found something else ({error}).", "Convert the model again.") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -212,7 +213,7 @@ def load_artifact(folder: Path) -> Artifact:
 
 def _check_size(path: Path, record: FileRecord) -> None:
     if not path.is_file():
-        raise ArtifactError(f"Expected the file {path}, found none.", "Copy the whole folder, or convert the model again.")
+        raise ArtifactError(f"Expected the file {path}, found {found_at(path)}.", "Copy the whole folder, or convert the model again.")
     size = path.stat().st_size
     if size != record.size_bytes:
         raise ArtifactError(

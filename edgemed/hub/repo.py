@@ -87,9 +87,9 @@ def read_record(source: HubSource) -> RepoRecord:
     """source.json of a pulled repository."""
     path = source.local_path / RECORD_NAME
     with os_errors(path):
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     try:
-        return RepoRecord.model_validate_json(text)
+        return RepoRecord.model_validate_json(raw)
     except ValueError as error:
         raise HubError(
             f"Expected a record of {source.repo} in {path}, found something else.", "Remove the folder and pull again."
