@@ -25,6 +25,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where each thing lies under its name; the current folder."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "x").touch()
+    (tmp_path / "folder.json").mkdir()
     (tmp_path / "noise").write_bytes(bytes(range(128, 256)) * 20)
     (tmp_path / "deep").write_text("[" * 100_000)
     (tmp_path / "circle").symlink_to("circle")
@@ -103,6 +104,8 @@ def test_a_converted_model_is_a_folder(places: Path, command: list[str], fail: F
         (["data", "fetch-pmc", "urls", "--out", "noise"], FILE),
         (["data", "fetch-pmc", "urls", "--out", "noise/new"], "Expected a folder at noise, found a file"),
         (["data", "pull", "me/x", "--out", "noise"], FILE),
+        (["bench", "--save", "folder.json"], FOLDER),
+        (["bench", "--save", "noise/x.json"], FILE),
         (["judge", "folder", "--judge", "x"], FOLDER),
         (["judge", "q.csv", "--gguf", "folder"], FOLDER),
         (["pareto", "folder"], FOLDER),

@@ -157,6 +157,14 @@ def test_an_unknown_stage_and_a_missing_recipe_are_refused(tmp_path: Path) -> No
         run_stage("align", tmp_path / "run.toml")
 
 
+@pytest.mark.parametrize(("name", "found"), [("gone", "no such folder"), ("run.toml", "a file")])
+def test_a_model_that_is_none_is_told_before_what_it_would_have_filled_in(tmp_path: Path, name: str, found: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f'output = "out"\nmodel = "{name}"\n[[data]]\nname = "csv"\npath = "a.csv"\n')
+    with pytest.raises(RecipeError, match=f"Expected a checkpoint at .*{name}, found {found}"):
+        run_stage("vqa", path)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGHUP")
 def test_a_terminal_that_went_away_stops_a_stage_at_the_steps_end() -> None:
     def gone(progress: Any) -> None:

@@ -250,6 +250,9 @@ def _fill_in(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = data.get("model")
     contract = load_contract(folder / model) if isinstance(model, str) else None
     if contract is None:
+        if isinstance(model, str) and not {"template", "image"} <= data.keys() and not (folder / model).is_dir():
+            found = found_at(folder / model, "no such folder")
+            raise RecipeError(f"Expected a checkpoint at {folder / model}, found {found}.", "Correct 'model' in the recipe.")
         return data
     template = contract.template
     if "template" not in data and TEMPLATES.get(template.name) != template:
