@@ -146,7 +146,9 @@ def _compare_rows(rows: F32, expected: Summary, what: str) -> float:
 
 def _compare_logits(artifact: Artifact, certificate: Certificate, logits: F32) -> float | None:
     if not np.isfinite(logits).all():
-        raise EngineLoadError(f"Expected finite logits from {artifact.llm_path}, found others.", "Convert the model again.")
+        raise EngineLoadError(
+            f"Expected finite logits from {artifact.llm_path}, found others.", "Check the weights that it was converted from."
+        )
     if certificate.logits is None:
         return None
     distance = relative_l2(summarise(logits), np.asarray(certificate.logits.rows, np.float32))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgemed.core.contract import require_llava
+from edgemed.core.contract import checkpoint_errors, require_llava
 from edgemed.core.errors import CheckpointError, MissingExtraError
 from edgemed.core.images import ImagePreparation, normalise
 
@@ -29,7 +29,8 @@ def measure_reference(folder: Path, pixels: NDArray[np.uint8], image: ImagePrepa
     import torch
     from transformers import LlavaForConditionalGeneration
 
-    model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    with checkpoint_errors(folder):
+        model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     most, vocab = max(i for i in ids if i is not None), model.get_input_embeddings().weight.shape[0]
     if most >= vocab:
         raise CheckpointError(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.measure import Trace, on_gpu
 from edgemed.core.errors import InputError
-from edgemed.core.files import save_text
+from edgemed.core.files import found_at, save_text
 from edgemed.core.units import format_bytes, format_duration
 from edgemed.report.plots import require_plots, save_timeline
 from runtimes.devices import Profile
@@ -114,8 +114,10 @@ def check_ending(path: Path) -> Path:
     """The path. Raises InputError, MissingExtraError where `save` could not write it: better before a measurement than after."""
     if path.suffix not in ENDINGS:
         raise InputError(f"Expected a file that ends in {', '.join(ENDINGS)}, found '{path.name}'.", "Change --save.")
-    if not path.resolve().parent.is_dir():
-        raise InputError(f"Expected the folder {path.resolve().parent} for {path.name}, found none.", "Make it, or change --save.")
+    if not path.parent.is_dir():
+        raise InputError(f"Expected the folder {path.parent} for {path.name}, found {found_at(path.parent)}.", "Make it, or change --save.")
+    if path.is_dir():
+        raise InputError(f"Expected a file to write at {path}, found a folder.", "Change --save.")
     if path.suffix == ".png":
         require_plots()
     return path

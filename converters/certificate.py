@@ -13,14 +13,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from gguf import GGMLQuantizationType as Type
 from gguf import GGUFReader
 
 from converters.checkpoint import F32, Checkpoint, ProjectorSpec, TensorSource, TowerSpec
 from converters.forward import image_rows
 from converters.quantise import Planned
-from converters.tensors import GgufTensor
+from converters.tensors import GgufTensor, read_all
 from converters.vision import source_names
+from edgemed.core.errors import CheckpointError
 from edgemed.core.manifest import Certificate, Summary
 from edgemed.core.probe import PROBE_SEED, probe_pixels, relative_l2, summarise
 
@@ -44,12 +46,20 @@ def build_certificate(
 ) -> tuple[Certificate, tuple[str, ...]]:
     """The certificate, and notes on what llama.cpp or the types change, as measured on the probe (relative L2).
 
-    `tensors` and `path` are the mmproj as planned and as written.
+    `tensors` and `path` are the mmproj as planned and as written. Raises CheckpointError for weights that overflow.
     """
     pixels = probe_pixels(checkpoint.tower.image_size_px)
 
     def run(tower: TowerSpec, projector: ProjectorSpec, activation: str | None = None) -> F32:
-        return summarise(image_rows(tower, projector, pixels, checkpoint.image, activation=activation, after_layer=after_layer))
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # told below, by a tensor's name
+            rows = summarise(image_rows(tower, projector, pixels, checkpoint.image, activation=activation, after_layer=after_layer))
+        if not np.isfinite(rows).all():
+            most, name = max((float(np.abs(read_all(t.source)).max()), t.source.name) for t in tensors)
+            raise CheckpointError(
+                f"Expected numbers for the probe image, found an overflow; the largest weight, {most:.3g}, is in '{name}'.",
+                "Use an undamaged checkpoint.",
+            )
+        return rows
 
     tower, projector = checkpoint.tower, checkpoint.projector
     right = run(tower, projector)

@@ -37,7 +37,7 @@ from converters.tokenizers import tokenizer_metadata
 from converters.vision import PaddedTensor, vision_metadata, vision_tensors
 from converters.writer import ALIGNMENT, data_bytes, header_bytes, write_gguf
 from edgemed.core.errors import InputError, ResourceError
-from edgemed.core.files import os_errors, sha256_file
+from edgemed.core.files import os_errors, real_path, sha256_file
 from edgemed.core.manifest import (
     Artifact,
     FileRecord,
@@ -230,7 +230,7 @@ def _hash_sources(checkpoint: Checkpoint, paths: Mapping[str, Path]) -> dict[str
 
 def _check_target(out_dir: Path, sources: Mapping[str, Path]) -> None:
     # An artifact that is converted anew into its own folder would be replaced while it is read.
-    if any(path.resolve().parent == out_dir.resolve() for path in sources.values()):
+    if any(real_path(path).parent == real_path(out_dir) for path in sources.values()):
         raise InputError(
             f"Expected an output folder other than the source's, found {out_dir} for both.", "Choose another folder with --out."
         )

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from converters import blocks, ggml
 from converters.calibration.fit import Fit
 from converters.checkpoint import F32, TensorSource
+from converters.tensors import read_checked
 from edgemed.core.errors import CheckpointError
 
 # float32 values of one piece: 4 MiB, small enough for caches to help and large enough that threads rarely wait for one another.
 PIECE_VALUES = 1 << 20
-F16_MAX = 65504.0
 FLOATS = (Type.F32, Type.F16, Type.BF16)
 
 
@@ -70,24 +70,15 @@ def _pieces(tensor: Planned) -> Iterator[_Piece]:
 def quantise_piece(tensor: Planned, start: int, stop: int, compiled: bool = False) -> NDArray[np.uint8]:
     """Rows start:stop of a tensor in its type, by ggml's code or, if `compiled`, by converters/blocks.py where that has the type.
 
-    Raises CheckpointError where a value is not finite or does not fit F16.
+    Raises CheckpointError where a value is not finite or does not fit the type.
     """
-    values = tensor.source.read(start, stop)
+    values = read_checked(tensor.source, start, stop, tensor.type.name, "Pass --quant BF16 or --vision-quant BF16.")
     wanted = (stop - start, *tensor.shape[1:])
     if values.shape != wanted:
         raise CheckpointError(
             f"Expected shape {wanted} for rows of '{tensor.source.name}', found {values.shape}.", "Fetch the checkpoint again."
         )
     rows = values.reshape(-1, tensor.shape[-1])
-    # Two reductions without a temporary; both carry NaN along.
-    low, high = (float(rows.min()), float(rows.max())) if rows.size else (0.0, 0.0)
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise CheckpointError(f"Expected finite weights, found NaN or infinity in '{tensor.source.name}'.", "Use an undamaged checkpoint.")
-    if tensor.type == Type.F16 and max(-low, high) > F16_MAX:
-        raise CheckpointError(
-            f"Expected weights within ±65504 for F16, found {max(-low, high):.3g} in '{tensor.source.name}'.",
-            "Pass --quant BF16 or --vision-quant BF16.",
-        )
     if tensor.fit is not None and tensor.type not in FLOATS:
         return tensor.fit.round(tensor.type, rows, compiled)
     quantise_rows = blocks.quantise_rows if compiled and blocks.can(tensor.type) else ggml.quantise_rows

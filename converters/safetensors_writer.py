@@ -21,7 +21,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from converters.checkpoint import F32, TensorSource
-from converters.tensors import CallTensor, DeltaTensor, FileTensor, GgufTensor, GrownTensor, RopeRows
+from converters.tensors import CallTensor, DeltaTensor, FileTensor, GgufTensor, GrownTensor, RopeRows, read_checked
 from edgemed.core.files import os_errors
 
 SHARD_BYTES = 5_000_000_000
@@ -47,7 +47,10 @@ def count_bytes(tensor: TensorSource) -> int:
 
 
 def write_weights(folder: Path, tensors: Mapping[str, TensorSource], advance: Callable[[int], None]) -> list[str]:
-    """model.safetensors, or shards with an index, in `folder`; names of the files. `advance` is told of every byte written."""
+    """model.safetensors, or shards with an index, in `folder`; names of the files. `advance` is told of every byte written.
+
+    Raises CheckpointError for weights that are no numbers.
+    """
     shards: list[dict[str, TensorSource]] = [{}]
     size = 0
     for name, tensor in tensors.items():
@@ -83,7 +86,8 @@ def _write_file(file: BinaryIO, tensors: Mapping[str, TensorSource], advance: Ca
         kind, rows = stored_type(tensor), tensor.shape[0]
         step = max(1, PIECE_VALUES // max(1, prod(tensor.shape[1:])))
         for start in range(0, rows, step):
-            piece = encode(tensor.read(start, min(start + step, rows)), kind).tobytes()
+            values = read_checked(tensor, start, min(start + step, rows), kind, "Convert to GGUF instead, with --quant BF16.")
+            piece = encode(values, kind).tobytes()
             file.write(piece)
             advance(len(piece))
 

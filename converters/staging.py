@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from edgemed.core.errors import InputError, ResourceError
-from edgemed.core.files import PART_SUFFIX, os_errors, sync_dir
+from edgemed.core.files import PART_SUFFIX, found_at, os_errors, sync_dir
 from edgemed.core.manifest import MANIFEST_NAME
 
 PREFIX = ".convert."
@@ -34,8 +34,8 @@ def staged(folder: Path) -> Iterator[Path]:
     Raises InputError where `folder` is a file, ResourceError where another conversion is writing into it.
     """
     with os_errors(folder):
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"Expected a folder to write into at {folder}, found a file.", "Choose another folder with --out.")
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise InputError(f"Expected a folder to write into at {folder}, found {found_at(folder)}.", "Choose another folder with --out.")
         made = [p for p in (folder, *folder.parents) if not p.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         finish_commit(folder)
@@ -124,5 +124,5 @@ def _listed_files(manifest: Path) -> set[str]:
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         return {str(name) for name in files if Path(name).name == name}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()

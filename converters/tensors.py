@@ -29,6 +29,9 @@ from edgemed.core.files import os_errors
 
 # Values read at once for a mean.
 _MEAN_VALUES = 1 << 22
+F16_MAX = 65504.0
+# Every other type holds float16 numbers, as its values or its blocks' scales.
+_LARGEST = {"F32": math.inf, "BF16": 3.3895e38}
 # safetensors' names of types → what numpy reads. BF16 has no numpy type: it is the upper half of a float32.
 FLOAT_TYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16}
 
@@ -236,6 +239,20 @@ def permute_heads(rows: F32, head_dim: int, to_hf: bool = False) -> F32:
     """[heads · head_dim, …] → the same rows in llama.cpp's order, or back in HF's."""
     split = (head_dim // 2, 2) if to_hf else (2, head_dim // 2)
     return np.ascontiguousarray(rows.reshape(-1, *split, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape))
+
+
+def read_checked(tensor: TensorSource, start: int, stop: int, kind: str, hint: str) -> F32:
+    """Rows start:stop, which a type called `kind` is to hold. Raises CheckpointError for NaN, infinity and what that type cannot hold."""
+    with np.errstate(over="ignore", invalid="ignore"):  # told below, by the tensor's name
+        values = tensor.read(start, stop)
+    # Two reductions without a temporary; both carry NaN along.
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise CheckpointError(f"Expected finite weights, found NaN or infinity in '{tensor.name}'.", "Use an undamaged checkpoint.")
+    most = _LARGEST.get(kind, F16_MAX)
+    if max(-low, high) > most:
+        raise CheckpointError(f"Expected weights within ±{most:.6g} for {kind}, found {max(-low, high):.3g} in '{tensor.name}'.", hint)
+    return values
 
 
 def read_all(tensor: TensorSource) -> F32:

@@ -147,7 +147,8 @@ def _read_parts(folder: Path, arch: str, pre: str | None) -> _Parts:
                 f"Expected tokenizer.json in {folder} for this family, found only vocab.json.", "Save the fast tokenizer beside it."
             )
         with os_errors(folder / "merges.txt"):
-            lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+            raw = (folder / "merges.txt").read_bytes()
+        lines = _damaged(folder / "merges.txt", raw.decode).split("\n")
         merges = [line for line in lines if line and not line.startswith("#version")]
         return _Parts("gpt2", name, {i: (t, int(TokenType.NORMAL), 0.0) for t, i in _json(folder / "vocab.json").items()}, merges)
     raise CheckpointError(

@@ -49,6 +49,9 @@ def _check_llm(llm: Header, manifest: Manifest) -> None:
     width = llm.values.get(f"{arch}.embedding_length")
     if width != record.embedding_length:
         _refuse(llm, "an embedding length of", record.embedding_length, width)
+    context = llm.values.get(f"{arch}.context_length")
+    if context != record.context_length:
+        _refuse(llm, "a context length of", record.context_length, context)
     embedding = llm.tensors.get("token_embd.weight")
     if embedding is None or embedding.shape != (record.embedding_length, record.vocab_size):
         _refuse(llm, "token_embd.weight of shape", (record.embedding_length, record.vocab_size), embedding and embedding.shape)

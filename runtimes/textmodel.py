@@ -97,7 +97,7 @@ def _artifact(path: Path, header: Header, template: ConversationTemplate) -> Art
     arch = str(header.values.get("general.architecture"))
     numbers = [header.values.get(f"{arch}.{name}") for name in ("context_length", "embedding_length")]
     embedding = header.tensors.get("token_embd.weight")
-    if not all(isinstance(n, int) for n in numbers) or embedding is None:
+    if not all(isinstance(n, int) and 0 < n < 1 << 31 for n in numbers) or embedding is None:
         raise ArtifactError(f"Expected a language model in {path.name}, found '{arch}' without its sizes.", "Name another GGUF file.")
     context, width = (int(str(n)) for n in numbers)
     llm = LlmRecord(

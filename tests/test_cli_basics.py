@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from edgemed.cli import run
+from edgemed.cli import options, run
 from edgemed.cli.errors import describe_error, report_error
 from edgemed.cli.output import Output
-from edgemed.core.errors import EdgemedError
+from edgemed.core.errors import EdgemedError, InputError
 from edgemed.core.text import printable
 
 
@@ -61,6 +61,30 @@ def test_what_is_not_there_is_one_sentence_and_exit_1(arguments: list[str], caps
     lines = said.err.splitlines()
     assert said.out == "" and len(lines) == 2 and lines[0].startswith("Error: ") and lines[1].startswith("Hint: ")
     assert "Something unforeseen" not in said.err
+
+
+@pytest.mark.parametrize("name", [name for name, one in vars(options).items() if "Path" in str(getattr(one, "__args__", ""))])
+def test_every_path_refuses_an_empty_text(name: str) -> None:
+    (info,) = vars(options)[name].__metadata__
+    assert info.parser is not None and info.parser("a/b") == Path("a/b")
+    with pytest.raises(InputError, match="found an empty text"):
+        info.parser("")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["convert", ""], "SOURCE"),
+        (["plan", ""], "DIR"),
+        (["bench", ".", ""], "DIR"),
+        (["ask", "What?", "--image="], "--image"),
+        (["convert", "--out", ""], "--out"),
+        (["pareto", "a.json", ""], "RESULTS"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(arguments: list[str], name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 1
+    assert capsys.readouterr().err.splitlines()[0] == f"Error: Expected a path for {name}, found an empty text."
 
 
 @pytest.mark.parametrize("arguments", [["demo"], ["convert"], ["verify"], ["ask", "Q"], ["bench"]], ids=" ".join)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from converters.tensors import ArrayTensor, GgufTensor, RopeRows, permute_heads,
 from converters.vision import MirroredTensor, PaddedTensor
 from edgemed.cli import run
 from edgemed.core.contract import Contract, save_contract
-from edgemed.core.errors import InputError, MissingExtraError, RecipeError
+from edgemed.core.errors import CheckpointError, InputError, MissingExtraError, RecipeError
 from edgemed.core.images import normalise
 from edgemed.core.manifest import Artifact
 from edgemed.core.units import parse_bytes
@@ -179,6 +180,16 @@ def test_every_matrix_is_seen_and_the_record_names_the_samples(
     record = calibration.record
     assert (record.dataset, record.split, record.samples) == ("slake", "train", 9)
     assert record.samples_sha256 == hash_samples(samples)
+
+
+@pytest.mark.parametrize(("value", "says"), [(np.nan, "finite weights.*'layer.w'"), (3e38, "finite logits")])
+def test_weights_that_are_no_numbers_are_told(checkpoint: Checkpoint, samples: list[Sample], value: float, says: str) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    values = read_all(checkpoint.llm.tensors[name]).copy()
+    values[:, :2] = value
+    tensors = {**checkpoint.llm.tensors, name: ArrayTensor("layer.w", values)}
+    with pytest.raises(CheckpointError, match=says):
+        gather(replace(checkpoint, llm=replace(checkpoint.llm, tensors=tensors)), samples[:2], "csv", "train")
 
 
 def test_embedding_counts_only_the_tokens_that_were_read(checkpoint: Checkpoint, calibration: Calibration, samples: list[Sample]) -> None:

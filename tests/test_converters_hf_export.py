@@ -22,7 +22,7 @@ from converters.recipes import Recipe as Types  # noqa: E402
 from converters.safetensors_writer import encode, write_weights  # noqa: E402
 from converters.tensors import ArrayTensor, GrownTensor, read_all  # noqa: E402
 from edgemed.cli.app import app  # noqa: E402
-from edgemed.core.errors import InputError, UnsupportedError  # noqa: E402
+from edgemed.core.errors import CheckpointError, InputError, UnsupportedError  # noqa: E402
 from edgemed.core.probe import relative_l2  # noqa: E402
 from tests.checkpoints import IMAGE_PX, READERS, make_checkpoint, normalisation  # noqa: E402
 from tests.test_pipeline_tokens import QUESTIONS  # noqa: E402
@@ -199,3 +199,10 @@ def test_the_command(tmp_path: Path) -> None:
     for arguments, message in ((["--to", "onnx"], "--to gguf or hf"), (["--to", "hf", "--bits", "4"], "Expected no --bits")):
         refused = CliRunner().invoke(app, ["convert", str(source), *arguments])
         assert isinstance(refused.exception, InputError) and message in refused.exception.message
+
+
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    values = np.ones((4, 8), np.float32)
+    values[1, 2] = np.nan
+    with pytest.raises(CheckpointError, match="finite weights.*'layer.w'"):
+        write_weights(tmp_path, {"w": ArrayTensor("layer.w", values)}, lambda n: None)

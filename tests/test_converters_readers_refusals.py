@@ -70,6 +70,14 @@ def bad_index(folder: Path) -> None:
     save_json(folder / "model.safetensors.index.json", {"weight_map": {"a": "../model.safetensors"}})
 
 
+def preprocessor(**changes: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        path = folder / "preprocessor_config.json"
+        save_json(path, json.loads(path.read_text()) | changes)
+
+    return change
+
+
 CASES: list[tuple[str, Callable[[Path], object], type[EdgemedError], str]] = [
     ("missing shard", drop_shard, CheckpointError, "00002-of-00002"),
     ("cut shard", cut_shard, CheckpointError, "found a file of"),
@@ -77,6 +85,11 @@ CASES: list[tuple[str, Callable[[Path], object], type[EdgemedError], str]] = [
     ("wrong shape", wrong_shape, CheckpointError, r"shape \[96, 64\]"),
     ("missing layer", more_layers, CheckpointError, "layers.2"),
     ("endless layers", endless_layers, CheckpointError, "layers"),
+    ("a context of 41 bits", lambda f: edit_text(f, max_position_embeddings=1 << 40), CheckpointError, "max_position_embeddings"),
+    ("one mean for all", preprocessor(image_mean=0.5), CheckpointError, "three numbers for image_mean"),
+    ("a mean that is text", preprocessor(image_mean=["a", "b", "c"]), CheckpointError, "three numbers for image_mean"),
+    ("a mean that is no number", preprocessor(image_mean=[0.5, 0.5, float("nan")]), CheckpointError, "three numbers for image_mean"),
+    ("a deviation of zero", preprocessor(image_std=[0.5, 0.5, 0.0]), CheckpointError, "std.2"),
     ("index that leaves the folder", bad_index, CheckpointError, "plain file names"),
     ("no config", lambda f: (f / "config.json").unlink(), CheckpointError, "config.json"),
     ("config of noise", lambda f: (f / "config.json").write_bytes(b"\x00\xff{"), CheckpointError, "JSON"),

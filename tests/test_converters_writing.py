@@ -19,7 +19,7 @@ from converters.convert import plan_llm
 from converters.metadata import text
 from converters.quantise import Planned, quantise_piece, quantised_pieces
 from converters.recipes import PLAIN, Recipe
-from converters.tensors import ArrayTensor
+from converters.tensors import ArrayTensor, DeltaTensor, LoraTensor
 from converters.writer import ALIGNMENT, data_bytes, write_gguf
 from edgemed.core.errors import CheckpointError, EngineLoadError, RecipeError
 from edgemed.core.files import sha256_file
@@ -80,6 +80,24 @@ def test_bad_values_name_their_tensor():
     with pytest.raises(CheckpointError, match="65504 for F16, found 1e.05 in 'layer.w'"):
         quantise_piece(Planned("w", ArrayTensor("layer.w", values), Type.F16), 0, 4)
     assert quantise_piece(Planned("w", ArrayTensor("layer.w", values), Type.BF16), 0, 4).nbytes == 512
+
+
+@pytest.mark.parametrize("kind", [Type.Q8_0, Type.Q4_K, Type.Q5_K, Type.Q6_K, Type.IQ4_NL, Type.F16])
+def test_what_a_type_cannot_hold_is_refused(kind):
+    values = random_tensor("w", (4, 256)).array
+    values[2, 3] = -1e38
+    with pytest.raises(CheckpointError, match=f"65504 for {kind.name}, found 1e.38 in 'layer.w'") as caught:
+        quantise_piece(Planned("w", ArrayTensor("layer.w", values), kind), 0, 4)
+    assert "BF16" in caught.value.hint
+
+
+def test_sums_that_overflow_name_their_tensors():
+    large, ones = np.full((4, 64), 3e38, np.float32), np.ones((4, 64), np.float32)
+    adapter = LoraTensor(ArrayTensor("layer.w", large), np.full((1, 64), 3e38, np.float32), ones[:, :1], 2.0, "adapter")
+    delta = DeltaTensor(ArrayTensor("base.w", large), ArrayTensor("layer.w", ones))
+    for tensor in (adapter, delta):
+        with pytest.raises(CheckpointError, match=r"finite weights.*'(layer|base)\.w \+ "):
+            quantise_piece(Planned("w", tensor, Type.F32), 0, 4)
 
 
 def test_file_reads_back(tmp_path):

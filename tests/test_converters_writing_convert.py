@@ -18,6 +18,7 @@ from tiny_checkpoint import tiny_checkpoint, tiny_llm
 from converters import staging
 from converters.convert import convert
 from converters.recipes import Recipe
+from converters.tensors import ArrayTensor
 from edgemed.core.errors import ArtifactError, CheckpointError, InputError, ResourceError
 from edgemed.core.files import sha256_file
 from edgemed.core.manifest import FileRecord, load_artifact, verify_files
@@ -58,6 +59,19 @@ def test_sources_are_hashed(tmp_path):
     assert record == FileRecord(size_bytes=7, sha256=sha256_file(source / "model.safetensors"))
     with pytest.raises(InputError, match="other than the source's"):
         convert(checkpoint, source, Q8)
+
+
+@pytest.mark.parametrize("bits", [4, 16])
+def test_a_tower_that_overflows_is_told_by_its_largest_weight(tmp_path, bits):
+    checkpoint = tiny_checkpoint()
+    name = "encoder.layers.0.layer_norm1.weight"
+    values = checkpoint.tower.tensors[name].array.copy()
+    values[0] = 1e38  # a norm stays F32, which holds it
+    tensors = {**checkpoint.tower.tensors, name: ArrayTensor(name, values)}
+    damaged = replace(checkpoint, tower=replace(checkpoint.tower, tensors=tensors))
+    with pytest.raises(CheckpointError, match=f"found an overflow; the largest weight, 1e.38, is in '{name}'"):
+        convert(damaged, tmp_path / "out", Recipe.of(bits=bits))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_artifact_is_replaced_with_its_files(tmp_path):

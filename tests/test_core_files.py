@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import inspect
+import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgemed.core import errors, paths, units
 from edgemed.core.errors import EdgemedError, InputError, MissingExtraError, ResourceError
-from edgemed.core.files import atomic_path, describe_os_error, os_errors, save_text, sha256_file
+from edgemed.core.files import atomic_path, describe_os_error, found_at, os_errors, real_path, save_text, sha256_file
 
 
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
@@ -45,6 +47,37 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
 def test_system_errors_become_ours(number: int, kind: type[EdgemedError], says: str) -> None:
     error = describe_os_error(OSError(number, "text"), Path("/x"))
     assert type(error) is kind and says in error.message and "/x" in error.message and error.hint
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links that lead in a circle")
+def test_what_stands_in_a_places_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "nowhere").symlink_to("gone")
+    os.mkfifo(tmp_path / "pipe")
+    names = ("file", "folder", "circle", "nowhere", "pipe", "nothing")
+    assert [found_at(tmp_path / name) for name in names] == [
+        *("a file", "a folder", "links that lead in a circle", "a link that leads nowhere"),
+        *("something that is neither file nor folder", "none"),
+    ]
+    assert real_path(tmp_path / "circle" / "x") == tmp_path / "circle" / "x"  # where Path.resolve raises RuntimeError
+
+    def told(path: Path, do: Callable[[Path], object]) -> str:
+        with pytest.raises(InputError) as caught, os_errors(path):
+            do(path)
+        return caught.value.message.replace(str(tmp_path), ".")
+
+    def make(path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+
+    assert told(tmp_path / "folder", Path.read_bytes) == "Expected a file at ./folder, found a folder."
+    assert told(tmp_path / "circle", Path.read_bytes) == "Expected a file or folder at ./circle, found links that lead in a circle."
+    assert told(tmp_path / "nowhere", Path.read_bytes) == "Expected a file or folder at ./nowhere, found a link that leads nowhere."
+    assert told(tmp_path / "a" / "b", Path.read_bytes) == "Expected a file or folder at ./a/b, found none."
+    assert told(tmp_path / "file" / "x", Path.read_bytes) == "Expected a folder at ./file, found a file."
+    for name, found in (("file", "a file"), ("circle", "links that lead in a circle"), ("nowhere", "a link that leads nowhere")):
+        assert told(tmp_path / name, make) == told(tmp_path / name / "x", make) == f"Expected a folder at ./{name}, found {found}."
 
 
 def test_other_errors_pass_the_border(tmp_path: Path) -> None:

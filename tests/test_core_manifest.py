@@ -89,13 +89,58 @@ def test_no_folder_and_no_manifest(tmp_path: Path) -> None:
         ({"bits": "many"}, "bits"),
         ({"template": {}}, "template"),
         ({"files": {}}, "found no record"),
-        ({"files": {"../m.gguf": {"size_bytes": 1, "sha256": "0"}}}, "plain file names"),
-        ({"files": {"none.gguf": {"size_bytes": 1, "sha256": "0"}}}, "found none"),
+        ({"files": {"../m.gguf": {"size_bytes": 1, "sha256": "0" * 64}}}, "plain file names"),
+        ({"files": {"none.gguf": {"size_bytes": 1, "sha256": "0" * 64}}}, "found none"),
     ],
 )
 def test_what_is_not_understood_is_refused(folder: Path, changes: dict[str, Any], says: str) -> None:
     edit(folder, **changes)
     with pytest.raises(ArtifactError, match=says):
+        load_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        *(("image.size_px", value) for value in (0, -8, 1 << 30, 8.5)),
+        *(
+            ("image.mean", value)
+            for value in ([0.5, 0.5], [0.5] * 4, [0.5, 0.5, float("nan")], [0.5, 0.5, float("inf")], [0.5, 0.5, 1e300])
+        ),
+        *(("image.std", value) for value in ([0.5, 0.5], [0.5, 0.5, 0.0], [0.5, 0.5, -0.5], [0.5, 0.5, float("nan")])),
+        *(("image.pad_colour", value) for value in ([0, 0, 256], [-1, 0, 0], [0, 0])),
+        *(("llm.context_length", value) for value in (0, -1, 1 << 40)),
+        *(("llm.vocab_size", value) for value in (-1, "many")),
+        *((f"{part}.file", value) for part in ("llm", "vision") for value in ("../m.gguf", "/m.gguf", "x\\m.gguf")),
+        *(("vision.image_tokens", value) for value in (0, -4, 1 << 40)),
+        *(("vision.bits_per_weight", value) for value in (-1.0, float("nan"))),
+        *(("files.m.gguf.sha256", value) for value in ("0", "g" * 64, "0" * 65)),
+        ("files.m.gguf.size_bytes", -1),
+        *(("certificate.vision.tolerance", value) for value in (0, -1.0, float("nan"), float("inf"))),
+        *(("certificate.vision.rows", value) for value in ([], [[0.1, 0.2], [0.1]], [[0.1, float("nan")]], [[1e300, 0.2]])),
+        ("template.stop", [""]),
+        *(("template.control", value) for value in ([""], ["#"], ["# "], [" #"])),
+    ],
+)
+def test_nonsense_in_a_manifest_is_refused(folder: Path, where: str, value: Any) -> None:
+    data = json.loads((folder / "manifest.json").read_text())
+    *parents, key = where.replace("m.gguf", "m\0gguf").split(".")
+    part = data
+    for parent in parents:
+        part = part[parent.replace("\0", ".")]
+    assert key in part
+    part[key] = value
+    (folder / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(ArtifactError, match="Expected a valid manifest .* found 1 problem") as caught:
+        load_artifact(folder)
+    assert f"first at '{where}" in caught.value.message
+
+
+def test_a_file_elsewhere_under_the_same_name_is_not_taken(folder: Path) -> None:
+    data = json.loads((folder / "manifest.json").read_text())
+    data["llm"]["file"] = ".."
+    (folder / "manifest.json").write_text(json.dumps(data))
+    with pytest.raises(ArtifactError, match="found no record"):
         load_artifact(folder)
 
 

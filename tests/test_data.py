@@ -252,7 +252,7 @@ def test_an_export_is_pulled_whole_or_not_at_all(
     assert pull_export(str(tmp_path / "hub"), "main", tmp_path / "out") == {"train": 4}
     assert len(load_samples("pathvqa", tmp_path / "out")) == 4
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hub", "out"]
-    with pytest.raises(DatasetError, match="Expected no folder"):
+    with pytest.raises(DatasetError, match="Expected nothing at"):
         pull_export(str(tmp_path / "hub"), "main", tmp_path / "out")
     with pytest.raises(HubError, match="Expected the data set"):
         pull_export(str(tmp_path / "nothing"), "main", tmp_path / "other")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from edgemed.core.errors import CheckpointError, DatasetError, RecipeError  # no
 from edgemed.core.images import ImagePreparation  # noqa: E402
 from edgemed.data import Sample  # noqa: E402
 from edgemed.finetune import run_stage  # noqa: E402
+from edgemed.finetune.callbacks import Reporter, Stop  # noqa: E402
 from edgemed.finetune.examples import IGNORE, Collator, Examples, Row, check_labels, encode, pack_rows  # noqa: E402
 from edgemed.finetune.model import join, part_of  # noqa: E402
 from edgemed.finetune.recipe import JoinRecipe  # noqa: E402
@@ -151,6 +155,37 @@ def test_an_unknown_stage_and_a_missing_recipe_are_refused(tmp_path: Path) -> No
         run_stage("pretrain", tmp_path / "run.toml")
     with pytest.raises(RecipeError, match="no such file"):
         run_stage("align", tmp_path / "run.toml")
+
+
+@pytest.mark.parametrize(("name", "found"), [("gone", "no such folder"), ("run.toml", "a file")])
+def test_a_model_that_is_none_is_told_before_what_it_would_have_filled_in(tmp_path: Path, name: str, found: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(f'output = "out"\nmodel = "{name}"\n[[data]]\nname = "csv"\npath = "a.csv"\n')
+    with pytest.raises(RecipeError, match=f"Expected a checkpoint at .*{name}, found {found}"):
+        run_stage("vqa", path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGHUP")
+def test_a_terminal_that_went_away_stops_a_stage_at_the_steps_end() -> None:
+    def gone(progress: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    state, control = SimpleNamespace(global_step=1, max_steps=9), SimpleNamespace(should_save=False, should_training_stop=False)
+    try:
+        with Stop() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGHUP)
+            reporter = Reporter(gone, 1, deque([1.0]))
+            reporter.on_train_begin(None, state, control)
+            reporter.on_step_end(None, state, control)
+            stop.on_step_end(SimpleNamespace(device=torch.device("cpu")), state, control)
+        assert stop.stopped and control.should_save and control.should_training_stop
+        assert signal.signal(signal.SIGHUP, signal.SIG_IGN) is signal.SIG_DFL
+        with Stop():  # under nohup
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_labels_cover_the_answers_alone(checkpoint: Path) -> None:

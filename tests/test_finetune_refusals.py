@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,16 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs the train extra")
 
-from edgemed.core.contract import load_contract  # noqa: E402
+from bench.reference import measure_reference  # noqa: E402
+from edgemed.core.contract import Contract, load_contract, save_contract  # noqa: E402
+from edgemed.core.conversation import find_template  # noqa: E402
 from edgemed.core.errors import CheckpointError, InputError, RecipeError, ResourceError, UnsupportedError  # noqa: E402
+from edgemed.core.images import ImagePreparation  # noqa: E402
+from edgemed.core.probe import probe_pixels  # noqa: E402
+from edgemed.evaluation.reference import Reference  # noqa: E402
 from edgemed.finetune import run_stage, stage, trainer, workspace  # noqa: E402
 from edgemed.finetune.joining import new_model  # noqa: E402
+from edgemed.finetune.labels import Labeller  # noqa: E402
 from edgemed.finetune.recipe import load_recipe  # noqa: E402
 from edgemed.finetune.sampling import StepSampler  # noqa: E402
 from tests.checkpoints import make_parts, save_json, save_tower, save_weights  # noqa: E402
@@ -23,6 +30,8 @@ from tests.finetune_fixture import save_data, save_model, write_recipe  # noqa: 
 from tests.tokenizers_fixture import save_tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+SMALL = ImagePreparation(size_px=32, mode="pad", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -242,3 +251,19 @@ def test_models_of_other_layouts_are_refused_before_a_random_one_is_made(
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="Expected a checkpoint that transformers loads"):
         run_stage("vqa", write_recipe(tmp_path / "cut.toml", whole, material[1]))
+
+
+@pytest.mark.parametrize("noise", [b"\xff\xfe\xfd", b"", b"7", b"[1]", b'{"a": 1}', b"[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_noise_in_a_checkpoints_files_is_a_sentence(tmp_path: Path, material: tuple[Path, Path], name: str, noise: bytes) -> None:
+    folder = Path(shutil.copytree(material[0], tmp_path / "model"))
+    save_contract(folder, Contract(image=SMALL, template=find_template("v1")))
+    (folder / name).write_bytes(noise)
+    recipe = write_recipe(tmp_path / "run.toml", folder, material[1])
+    calls: list[Callable[[], object]] = [lambda: run_stage("vqa", recipe), lambda: Labeller(folder, None), lambda: Reference(folder)]
+    if name == "config.json":
+        calls.append(lambda: measure_reference(folder, probe_pixels(32), SMALL, [None, 1]))
+    for call in calls:
+        with pytest.raises(CheckpointError, match="Expected") as caught:
+            call()
+        assert str(folder) in caught.value.message

@@ -95,6 +95,17 @@ def test_an_interrupted_pull_goes_on_in_the_next_run(hub: HubServer) -> None:
     assert names_in(folder) == WANTED | {"source.json"}
 
 
+def test_parts_that_nothing_goes_on_with_are_removed(hub: HubServer) -> None:
+    folder = source().local_path
+    (folder / "sub").mkdir(parents=True)
+    for name in (".model.safetensors.ffffffffffff.part", "sub/.gone.json.ffffffffffff.part", ".source.json.x.part"):
+        (folder / name).write_bytes(b"of another commit, or of a record that was being written")
+    hub.cut_after, hub.cut_always = 0, True
+    with pytest.raises(HubError, match="cut the download"):
+        pull()
+    assert {p.name.split(".")[-2] for p in folder.rglob("*.part")} == {COMMIT[:12]}
+
+
 def test_a_file_that_went_missing_or_short_is_pulled_again(hub: HubServer) -> None:
     folder = pull()
     entry = SimpleNamespace(not_convertible="", sources=SimpleNamespace(parts=lambda: {"model": source()}))

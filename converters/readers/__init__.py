@@ -27,6 +27,7 @@ from converters.readers.lora import CONFIG_NAME, is_adapter, merge_gguf_adapter,
 from converters.readers.names import Groups
 from converters.readers.store import read_json
 from edgemed.core.errors import CheckpointError, InputError, UnsupportedError
+from edgemed.core.files import found_at
 from edgemed.core.images import ImagePreparation
 from edgemed.core.manifest import MANIFEST_NAME
 
@@ -81,7 +82,7 @@ def open_checkpoint(
     options = Options(adapter, base, vision_tower, mmproj, template, image_mode, name, pre, image)
     for path in (source, adapter, base, vision_tower, mmproj):
         if path is not None and not path.exists():
-            raise CheckpointError(f"Expected a checkpoint at {path}, found no such file or folder.", "Check the path.")
+            raise CheckpointError(f"Expected a checkpoint at {path}, found {found_at(path, 'no such file or folder')}.", "Check the path.")
     in_gguf = source.is_file() or (source / MANIFEST_NAME).is_file()
     for option, path, fits in (("--base", base, not in_gguf), ("--vision-tower", vision_tower, not in_gguf), ("--mmproj", mmproj, in_gguf)):
         if path is not None and not fits:
@@ -127,10 +128,11 @@ def _find_base(adapter: Path, options: Options) -> Path:
         return adapter
     named = read_json(adapter / CONFIG_NAME).get("base_model_name_or_path")
     root = options.base or (Path(str(named)) if named else None)
-    if root is None or not root.is_dir():
-        raise CheckpointError(
-            f"Expected the base of the adapter {adapter} at '{named}', found no such folder.", "Name its folder with --base."
-        )
+    if root is None:
+        raise CheckpointError(f"Expected the base's name in {adapter / CONFIG_NAME}, found none.", "Name its folder with --base.")
+    if not root.is_dir():
+        found = found_at(root, "no such folder")
+        raise CheckpointError(f"Expected the base of the adapter {adapter} at '{root}', found {found}.", "Name its folder with --base.")
     return root
 
 

@@ -65,8 +65,8 @@ def whole(config: Config, key: str, default: int | None, where: Path | str) -> i
     value = first(config, key, default=default)
     if isinstance(value, list) and len(set(value)) == 1:  # sizes may be written as [336, 336]
         value = value[0]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise CheckpointError(f"Expected a positive whole number for '{key}' in {where}, found {value!r}.", "Check config.json.")
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 1 << 31:
+        raise CheckpointError(f"Expected a positive whole number of 32 bits for '{key}' in {where}, found {value!r}.", "Check config.json.")
     return value
 
 

@@ -44,8 +44,8 @@ def _field(fields: Fields, key: str, where: Path, default: Any = _REQUIRED) -> A
 
 def _count(fields: Fields, key: str, where: Path, default: Any = _REQUIRED) -> int:
     value = int(_field(fields, key, where, default))
-    if value < 1:
-        raise CheckpointError(f"Expected a positive number for {key} in {where}, found {value}.", "Get the file again.")
+    if not 1 <= value < 1 << 31:
+        raise CheckpointError(f"Expected a positive number of 32 bits for {key} in {where}, found {value}.", "Get the file again.")
     return value
 
 

@@ -23,6 +23,7 @@ from converters.readers.store import Weights, find_weights, open_file, read_json
 from converters.tokenizers import load_tokenizer
 from edgemed.core.conversation import ConversationTemplate
 from edgemed.core.errors import CheckpointError, UnsupportedError
+from edgemed.core.files import found_at
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,9 @@ def _feature_layer(config: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
 def _named_folder(source: Source, options: Options) -> Path | None:
     if options.vision_tower is not None:
         if not options.vision_tower.is_dir():
-            raise CheckpointError(f"Expected a tower's folder at {options.vision_tower}, found none.", "Check the path.")
+            raise CheckpointError(
+                f"Expected a tower's folder at {options.vision_tower}, found {found_at(options.vision_tower)}.", "Check the path."
+            )
         return options.vision_tower
     named = first(source.config, "mm_vision_tower", default="")
     candidates = [Path(str(named)), source.folder / str(named)] if named else []

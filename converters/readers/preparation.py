@@ -5,8 +5,11 @@ Behaviour comes from preprocessor_config.json, `image_aspect_ratio` and tables b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, cast, get_args
+
+from pydantic import ValidationError
 
 from converters.checkpoint import TokenizerSpec, TowerSpec
 from edgemed.core.conversation import TEMPLATES, ConversationTemplate, find_template, to_jinja
@@ -38,15 +41,26 @@ def build_preparation(
         )
     mode = cast(Mode, image_mode or ("pad" if aspect == "pad" else own))
     # int(), not round(): LLaVA's tuple(int(x * 255) for x in image_mean)
-    colour = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
-    return ImagePreparation(size_px=tower.image_size_px, mode=mode, pad_colour=colour, mean=mean, std=std), notes
+    colour = tuple(min(255, max(0, int(value * 255))) for value in mean)
+    facts = {"size_px": tower.image_size_px, "mode": mode, "pad_colour": colour, "mean": mean, "std": std}
+    try:
+        return ImagePreparation.model_validate(facts), notes
+    except ValidationError as error:
+        where, what = ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]
+        raise CheckpointError(
+            f"Expected a usable image preparation, found {where}: {what}.", "Check preprocessor_config.json and config.json."
+        ) from error
 
 
 def _three(preprocessor: Mapping[str, Any], key: str, default: Three) -> Three:
     value = preprocessor.get(key) or default
-    if isinstance(value, str) or len(value) != 3:
+    if not isinstance(value, list | tuple) or len(value) != 3 or not all(_is_number(v) for v in value):
         raise CheckpointError(f"Expected three numbers for {key} in preprocessor_config.json, found {value!r}.", "Check the file.")
     return float(value[0]), float(value[1]), float(value[2])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _own_mode(tower: TowerSpec, preprocessor: Mapping[str, Any]) -> tuple[Mode, tuple[str, ...]]:

@@ -39,7 +39,7 @@ def open_safetensors(path: Path) -> dict[str, TensorSource]:
         header = json.loads(raw)
         entries = {str(k): v for k, v in header.items() if k != "__metadata__"}
         return {name: tensor for name, entry in entries.items() if (tensor := _tensor(path, name, entry, 8 + length, size)) is not None}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"Expected a safetensors header in {path}, found a damaged one ({error}).", _AGAIN) from error
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from edgemed.cli.errors import EXIT_INTERRUPTED, report_error
+from edgemed.cli.signals import Ended, heed_signals
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -20,6 +21,8 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         app(args=list(arguments), prog_name="edgemed")
+    except Ended as end:
+        return report_error(end)
     except SystemExit as stop:
         if stop.code == EXIT_INTERRUPTED:  # the option parser has caught Ctrl-C and says nothing
             return report_error(KeyboardInterrupt())
@@ -31,4 +34,5 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The console script."""
+    heed_signals()
     sys.exit(run(sys.argv[1:]))

@@ -96,7 +96,7 @@ def stream_answer(
     planned = plan_request(engine, Consultation(question, images), sampling, max_tokens)
     try:
         answer = follow(engine.submit(planned.request), engine.artifact.manifest.template, lambda text: out.text(text, end=""))
-    except KeyboardInterrupt:  # what was printed so far stands on its line, and under the advice
+    except (KeyboardInterrupt, SystemExit):  # what was printed so far stands on its line, and under the advice
         out.text("")
         out.advise()
         raise

@@ -93,9 +93,10 @@ def check_theme(theme: str) -> str:
 def check_watch(folder: Path | None) -> Path | None:
     """A folder that is there, or None. Raises InputError."""
     from edgemed.core.errors import InputError
+    from edgemed.core.files import found_at
 
     if folder is not None and not folder.is_dir():
-        raise InputError(f"Expected a folder to watch at {folder}, found none.", "Check --watch.")
+        raise InputError(f"Expected a folder to watch at {folder}, found {found_at(folder)}.", "Check --watch.")
     return folder
 
 

@@ -72,6 +72,7 @@ def open_source(source: str | None, options: SourceOptions) -> Checkpoint:
     """Open a checkpoint by path or name. Raises CheckpointError, RegistryError, HubError (not pulled)."""
     from converters.readers import open_checkpoint
     from edgemed.core.errors import CheckpointError
+    from edgemed.core.files import found_at
     from edgemed.core.registry import locate_sources
 
     entry = find_entry(source)
@@ -79,7 +80,8 @@ def open_source(source: str | None, options: SourceOptions) -> Checkpoint:
         path = Path(source or "")
         if not path.exists():
             raise CheckpointError(
-                f"Expected a checkpoint at {path}, found no such file or folder, and no model of that name.", "See: edgemed models list"
+                f"Expected a checkpoint at {path}, found {found_at(path, 'no such file or folder')}, and no model of that name.",
+                "See: edgemed models list",
             )
         return open_checkpoint(
             path,
@@ -136,6 +138,7 @@ def folder_name(name: str) -> str:
 def _check_owner(folder: Path, checkpoint: Checkpoint) -> None:
     """Two checkpoints of one name must not take each other's place. Raises InputError."""
     from edgemed.core.errors import EdgemedError, InputError
+    from edgemed.core.files import real_path
     from edgemed.core.manifest import MANIFEST_NAME, load_artifact
 
     if not (folder / MANIFEST_NAME).is_file():
@@ -144,7 +147,7 @@ def _check_owner(folder: Path, checkpoint: Checkpoint) -> None:
         path = load_artifact(folder).manifest.source.path
     except EdgemedError:
         return  # damaged: writing it anew is the way out
-    if Path(path).resolve() != checkpoint.path.resolve():
+    if real_path(Path(path)) != real_path(checkpoint.path):
         raise InputError(
             f"Expected {folder} to be free or made from {checkpoint.path}, found a model made from {path}.",
             "Choose another folder with --out, or another name with --name.",

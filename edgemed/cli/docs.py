@@ -40,7 +40,7 @@ def cli_page() -> str:
         _MADE,
         "Data goes to stdout; progress, warnings and notes to stderr. `--json` makes stdout's last line one JSON document. "
         "A DIR, a SOURCE or `--model` that is left out means edgemed-demo.\n",
-        "Exit codes: 0 success, 1 error (one sentence and a hint), 2 usage, 130 interrupted. "
+        "Exit codes: 0 success, 1 error (one sentence and a hint), 2 usage, 130 interrupted, 143 and 129 ended by SIGTERM and SIGHUP. "
         "`EDGEMED_DEBUG=1` adds a traceback, `EDGEMED_HOME` moves pulled and converted models.\n",
         "The hospital server and offline bundles come with later releases.\n",
     ]

@@ -1,6 +1,7 @@
 """Raised deep, formatted once: every error becomes `Error: sentence`, a hint, and an exit code.
 
-0 success · 1 error · 2 usage (the option parser's own) · 130 interrupted. A traceback shows only under EDGEMED_DEBUG=1.
+0 success · 1 error · 2 usage (the option parser's own) · 130 interrupted · 143 and 129 ended by SIGTERM and SIGHUP.
+A traceback shows only under EDGEMED_DEBUG=1.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ import errno
 import os
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 
+from edgemed.cli.signals import Ended
 from edgemed.core.errors import EdgemedError
 from edgemed.core.files import describe_os_error
 from edgemed.core.text import printable
@@ -26,6 +29,10 @@ def report_error(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
         return EXIT_INTERRUPTED
+    if isinstance(error, Ended):
+        with suppress(OSError):  # the terminal may be what went away
+            print(f"Ended from outside ({error.name}).", file=sys.stderr)
+        return error.exit_code
     message, hint = describe_error(error)
     print(f"Error: {printable(message)}", file=sys.stderr)
     if hint:

@@ -5,10 +5,33 @@ Paths are plain: a path that does not exist is an error of ours (exit 1), not a 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from edgemed.core.errors import InputError
+
+
+def path_option(name: str, *, help: str, metavar: str) -> Any:
+    """An option that is a path."""
+    return typer.Option(name, help=help, metavar=metavar, parser=_path_parser(name, Path))
+
+
+def path_argument(*, help: str, metavar: str, kind: type[str] | type[Path] = Path) -> Any:
+    """An argument that is a path; of the `kind` str where it may be a model's name."""
+    return typer.Argument(help=help, metavar=metavar, parser=_path_parser(metavar.strip("[]."), kind))
+
+
+def _path_parser(name: str, kind: type[str] | type[Path]) -> Callable[[str], str | Path]:
+    def parse_path(text: str) -> str | Path:
+        if not text:  # to pathlib the current folder, which is not what a variable means that nobody set
+            raise InputError(f"Expected a path for {name}, found an empty text.", "Name one; the current folder is called '.'.")
+        return kind(text)
+
+    return parse_path
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document as the last line of stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes; warnings stay.")]
@@ -17,16 +40,18 @@ ModelName = Annotated[str, typer.Argument(help="A name of `edgemed models list`.
 ModelNames = Annotated[list[str] | None, typer.Argument(help="Names of `edgemed models list`. All where left out.", metavar="[NAME]...")]
 Source = Annotated[
     str | None,
-    typer.Argument(
-        help="A checkpoint's folder, a GGUF file, or a name of `edgemed models list`. edgemed-demo where left out.", metavar="[SOURCE]"
+    path_argument(
+        help="A checkpoint's folder, a GGUF file, or a name of `edgemed models list`. edgemed-demo where left out.",
+        metavar="[SOURCE]",
+        kind=str,
     ),
 ]
-Folder = Annotated[Path | None, typer.Argument(help="A converted model's folder. edgemed-demo where left out.", metavar="[DIR]")]
-Folders = Annotated[list[Path] | None, typer.Argument(help="Converted models' folders. edgemed-demo where left out.", metavar="[DIR]...")]
-Model = Annotated[Path | None, typer.Option("--model", help="A converted model's folder. edgemed-demo where left out.", metavar="DIR")]
+Folder = Annotated[Path | None, path_argument(help="A converted model's folder. edgemed-demo where left out.", metavar="[DIR]")]
+Folders = Annotated[list[Path] | None, path_argument(help="Converted models' folders. edgemed-demo where left out.", metavar="[DIR]...")]
+Model = Annotated[Path | None, path_option("--model", help="A converted model's folder. edgemed-demo where left out.", metavar="DIR")]
 Question = Annotated[str, typer.Argument(help="What to ask.", metavar="QUESTION")]
 Images = Annotated[
-    list[Path] | None, typer.Option("--image", help="An image file, plain or DICOM; can be given several times.", metavar="FILE")
+    list[Path] | None, path_option("--image", help="An image file, plain or DICOM; can be given several times.", metavar="FILE")
 ]
 FrameNumber = Annotated[int, typer.Option("--frame", help="Which frame of a DICOM image, from 0.", metavar="N", min=0)]
 WindowText = Annotated[
@@ -59,11 +84,11 @@ Budget = Annotated[
         "--budget", help="With --calibrate: what both files may take, as 0.8GB; by default what the plain recipe takes.", metavar="SIZE"
     ),
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; by default one under edgemed's own data folder.", metavar="DIR")]
-Adapter = Annotated[Path | None, typer.Option("--adapter", help="A LoRA adapter (folder or GGUF) to merge.", metavar="PATH")]
-Base = Annotated[Path | None, typer.Option("--base", help="The base that SOURCE is an adapter or a delta of.", metavar="PATH")]
-VisionTower = Annotated[Path | None, typer.Option("--vision-tower", help="The tower's folder, where SOURCE only names it.", metavar="DIR")]
-Mmproj = Annotated[Path | None, typer.Option("--mmproj", help="Tower and projector as a GGUF, where SOURCE is a GGUF.", metavar="FILE")]
+Out = Annotated[Path | None, path_option("--out", help="Folder to write; by default one under edgemed's own data folder.", metavar="DIR")]
+Adapter = Annotated[Path | None, path_option("--adapter", help="A LoRA adapter (folder or GGUF) to merge.", metavar="PATH")]
+Base = Annotated[Path | None, path_option("--base", help="The base that SOURCE is an adapter or a delta of.", metavar="PATH")]
+VisionTower = Annotated[Path | None, path_option("--vision-tower", help="The tower's folder, where SOURCE only names it.", metavar="DIR")]
+Mmproj = Annotated[Path | None, path_option("--mmproj", help="Tower and projector as a GGUF, where SOURCE is a GGUF.", metavar="FILE")]
 Template = Annotated[
     str | None, typer.Option("--template", help="Conversation template, where the checkpoint does not tell.", metavar="NAME")
 ]
@@ -77,7 +102,7 @@ Name = Annotated[str | None, typer.Option("--name", help="The converted model's 
 Threads = Annotated[int | None, typer.Option("--threads", help="Worker threads; by default one a core.", metavar="N", min=1)]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Do not run the converted model once to check it.")]
 Reference = Annotated[
-    Path | None, typer.Option("--reference", help="The source checkpoint, to compare with transformers (train extra).", metavar="DIR")
+    Path | None, path_option("--reference", help="The source checkpoint, to compare with transformers (train extra).", metavar="DIR")
 ]
 
 MaxTokens = Annotated[int, typer.Option("--max-tokens", help="Longest answer.", metavar="N", min=1)]
@@ -88,9 +113,9 @@ Temperature = Annotated[float, typer.Option("--temperature", help="0 takes the l
 ProjectorSeed = Annotated[int, typer.Option("--seed", help="Seed of the projector's first weights.", metavar="N")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of the sampling, with a temperature above 0.", metavar="N")]
 
-LlmFolder = Annotated[Path, typer.Option("--llm", help="A bare language model as an HF checkpoint.", metavar="DIR")]
-TowerFolder = Annotated[Path, typer.Option("--tower", help="A CLIP or SigLIP vision tower as an HF checkpoint.", metavar="DIR")]
-NewOut = Annotated[Path, typer.Option("--out", help="Folder to write; new or empty.", metavar="DIR")]
+LlmFolder = Annotated[Path, path_option("--llm", help="A bare language model as an HF checkpoint.", metavar="DIR")]
+TowerFolder = Annotated[Path, path_option("--tower", help="A CLIP or SigLIP vision tower as an HF checkpoint.", metavar="DIR")]
+NewOut = Annotated[Path, path_option("--out", help="Folder to write; new or empty.", metavar="DIR")]
 ImageToken = Annotated[
     str, typer.Option("--image-token", help="Token that stands for an image; added to the tokenizer where it is not there.", metavar="TEXT")
 ]
@@ -99,7 +124,7 @@ ImageSize = Annotated[
     typer.Option("--image-size", help="Image side where not the tower's own; its position embeddings are resampled.", metavar="PX", min=14),
 ]
 FeatureLayer = Annotated[int, typer.Option("--feature-layer", help="Which of the tower's hidden states is used.", metavar="N")]
-Config = Annotated[Path, typer.Option("--config", help="The stage's recipe as TOML; its keys are in docs/recipes.md.", metavar="FILE")]
+Config = Annotated[Path, path_option("--config", help="The stage's recipe as TOML; its keys are in docs/recipes.md.", metavar="FILE")]
 Device = Annotated[str, typer.Option("--device", help="cpu, gpu (or cuda), rtx3050, rtx3080 or jetson.", metavar="NAME")]
 LoadDevice = Annotated[
     str | None, typer.Option("--device", help="cpu, gpu or a named device's limits; the GPU where one is found.", metavar="NAME")
@@ -134,10 +159,10 @@ TrainedOn = Annotated[
 ]
 RunFolder = Annotated[
     Path | None,
-    typer.Option("--out", help="Keep predictions there, and go on from them where an earlier run was cut.", metavar="DIR"),
+    path_option("--out", help="Keep predictions there, and go on from them where an earlier run was cut.", metavar="DIR"),
 ]
 PredictionFile = Annotated[
-    Path | None, typer.Option("--predictions", help="Score this prediction file (JSON lines) instead of asking a model.", metavar="FILE")
+    Path | None, path_option("--predictions", help="Score this prediction file (JSON lines) instead of asking a model.", metavar="FILE")
 ]
 Endpoint = Annotated[
     str | None,
@@ -146,37 +171,37 @@ Endpoint = Annotated[
 EndpointModel = Annotated[str | None, typer.Option("--endpoint-model", help="The model's name at that server.", metavar="NAME")]
 ReferenceModel = Annotated[
     Path | None,
-    typer.Option("--reference", help="Ask transformers with a checkpoint of `edgemed finetune`; needs the train extra.", metavar="DIR"),
+    path_option("--reference", help="Ask transformers with a checkpoint of `edgemed finetune`; needs the train extra.", metavar="DIR"),
 ]
 Slots = Annotated[int, typer.Option("--slots", help="Questions about one image that are answered at once.", metavar="N", min=1, max=256)]
 Questions = Annotated[int, typer.Option("--questions", help="Questions that are measured, three to an image.", metavar="N", min=1)]
 Save = Annotated[
     list[Path] | None,
-    typer.Option("--save", help="Write the measurement as .json, .md or .png (plots extra); can be given several times.", metavar="FILE"),
+    path_option("--save", help="Write the measurement as .json, .md or .png (plots extra); can be given several times.", metavar="FILE"),
 ]
 
 JudgedQuestions = Annotated[
-    Path, typer.Argument(help="JSON lines with reference answers, as LLaVA-Med's llava_med_eval_qa50_qa.jsonl.", metavar="QUESTIONS")
+    Path, path_argument(help="JSON lines with reference answers, as LLaVA-Med's llava_med_eval_qa50_qa.jsonl.", metavar="QUESTIONS")
 ]
 JudgedAnswers = Annotated[
     Path | None,
-    typer.Argument(help="A model's answers to them: JSON lines with question_id and text; left out with --model.", metavar="[ANSWERS]"),
+    path_argument(help="A model's answers to them: JSON lines with question_id and text; left out with --model.", metavar="[ANSWERS]"),
 ]
 JudgedModel = Annotated[
-    Path | None, typer.Option("--model", help="Have this converted model answer first, about the images of --image-folder.", metavar="DIR")
+    Path | None, path_option("--model", help="Have this converted model answer first, about the images of --image-folder.", metavar="DIR")
 ]
-ImageFolder = Annotated[Path | None, typer.Option("--image-folder", help="Where the questions' images are.", metavar="DIR")]
+ImageFolder = Annotated[Path | None, path_option("--image-folder", help="Where the questions' images are.", metavar="DIR")]
 JudgeOut = Annotated[
-    Path, typer.Option("--out", help="Folder for replies, scores and tables; a run that was cut off goes on.", metavar="DIR")
+    Path, path_option("--out", help="Folder for replies, scores and tables; a run that was cut off goes on.", metavar="DIR")
 ]
 JudgeName = Annotated[
     str | None,
     typer.Option("--judge", help="A model's name at an OpenAI-compatible endpoint; its key is read from OPENAI_API_KEY.", metavar="NAME"),
 ]
-Gguf = Annotated[Path | None, typer.Option("--gguf", help="Judge offline with this language model instead of an endpoint.", metavar="FILE")]
+Gguf = Annotated[Path | None, path_option("--gguf", help="Judge offline with this language model instead of an endpoint.", metavar="FILE")]
 Instruction = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--instruction", help="What the judge is told to do, as LLaVA-Med's own text; a text of ours where left out.", metavar="FILE"
     ),
 ]
@@ -194,14 +219,14 @@ Prices = Annotated[
 EstimateOnly = Annotated[bool, typer.Option("--estimate", help="Tell what it will cost, and stop.")]
 
 ResultFiles = Annotated[
-    list[Path], typer.Argument(help="Files that `edgemed eval --json` and `edgemed bench --json` have written.", metavar="RESULTS...")
+    list[Path], path_argument(help="Files that `edgemed eval --json` and `edgemed bench --json` have written.", metavar="RESULTS...")
 ]
-ParetoOut = Annotated[Path, typer.Option("--out", help="Folder for the picture, the document and the page.", metavar="DIR")]
+ParetoOut = Annotated[Path, path_option("--out", help="Folder for the picture, the document and the page.", metavar="DIR")]
 ScoreProtocol = Annotated[str, typer.Option("--protocol", help="Which of an evaluation's protocols counts.", metavar="NAME")]
 Metrics = Annotated[str | None, typer.Option("--metric", help="closed or open; both where left out.", metavar="NAME")]
 WithPublished = Annotated[bool, typer.Option("--with-published", help="Show others' published figures beside ours.")]
 PublishedFile = Annotated[
-    Path | None, typer.Option("--published", help="Published figures of your own, in the form of published.toml.", metavar="FILE")
+    Path | None, path_option("--published", help="Published figures of your own, in the form of published.toml.", metavar="FILE")
 ]
 DeviceBudget = Annotated[
     str | None, typer.Option("--device", help="Name the best model for it: cpu, gpu, rtx3050, rtx3080 or jetson.", metavar="NAME")
@@ -210,24 +235,22 @@ MemoryBudget = Annotated[str | None, typer.Option("--budget", help="Name the bes
 LeastSpeed = Annotated[float, typer.Option("--min-speed", help="Least tokens a second of the best model.", metavar="N", min=0.0)]
 
 Store = Annotated[
-    Path | None, typer.Option("--store", help="The case store; by default the one in edgemed's own data folder.", metavar="FILE")
+    Path | None, path_option("--store", help="The case store; by default the one in edgemed's own data folder.", metavar="FILE")
 ]
 PassphraseFile = Annotated[
     Path | None,
-    typer.Option("--passphrase-file", help="Read the passphrase from a file's first line; asked for without it.", metavar="FILE"),
+    path_option("--passphrase-file", help="Read the passphrase from a file's first line; asked for without it.", metavar="FILE"),
 ]
 NewPassphraseFile = Annotated[
-    Path | None, typer.Option("--new-passphrase-file", help="Read the new passphrase from a file's first line.", metavar="FILE")
+    Path | None, path_option("--new-passphrase-file", help="Read the new passphrase from a file's first line.", metavar="FILE")
 ]
 OwnPassphrase = Annotated[bool, typer.Option("--own-passphrase", help="Ask for a passphrase that only this backup has.")]
-BackupTarget = Annotated[Path, typer.Argument(help="The file to write, or a folder, such as a stick's.", metavar="TARGET")]
-BackupFile = Annotated[Path, typer.Argument(help="A file that `edgemed cases backup` wrote.", metavar="BACKUP")]
+BackupTarget = Annotated[Path, path_argument(help="The file to write, or a folder, such as a stick's.", metavar="TARGET")]
+BackupFile = Annotated[Path, path_argument(help="A file that `edgemed cases backup` wrote.", metavar="BACKUP")]
 CaseName = Annotated[
     str, typer.Argument(help="A case's number from `edgemed cases list` (its beginning is enough), or its label.", metavar="CASE")
 ]
-ExportFolder = Annotated[
-    Path, typer.Option("--to", help="The folder to write into, such as a stick's; it must be there.", metavar="FOLDER")
-]
+ExportFolder = Annotated[Path, path_option("--to", help="The folder to write into, such as a stick's; it must be there.", metavar="FOLDER")]
 ExportKinds = Annotated[str, typer.Option("--as", help="pdf, md, fhir, dicom, sr: one or several, with commas between.", metavar="KINDS")]
 WithIdentity = Annotated[bool, typer.Option("--with-identity", help="Name the patient in it: only where the patient has agreed.")]
 Institution = Annotated[str, typer.Option("--institution", help="The clinic's name, to stand in the report.", metavar="NAME")]
@@ -236,7 +259,7 @@ Head = Annotated[
 ]
 Last = Annotated[int | None, typer.Option("--last", help="Only the newest N entries.", metavar="N", min=1)]
 
-Watch = Annotated[Path | None, typer.Option("--watch", help="Offer new image files of this folder while a case is open.", metavar="DIR")]
+Watch = Annotated[Path | None, path_option("--watch", help="Offer new image files of this folder while a case is open.", metavar="DIR")]
 Language = Annotated[str, typer.Option("--language", help="en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")]
 ReportLanguage = Annotated[
     str, typer.Option("--language", help="The report's words in en, fr, sw, pt or ar; the user's setting where left out.", metavar="CODE")
@@ -251,13 +274,13 @@ Splits = Annotated[
 ]
 TokenizerOf = Annotated[
     Path | None,
-    typer.Option("--model", help="The checkpoint to train: also check labels and lengths with its tokenizer (train extra).", metavar="DIR"),
+    path_option("--model", help="The checkpoint to train: also check labels and lengths with its tokenizer (train extra).", metavar="DIR"),
 ]
 MaxRowTokens = Annotated[int, typer.Option("--max-tokens", help="Longest row that the recipe allows.", metavar="N", min=16)]
-UrlList = Annotated[Path, typer.Argument(help="LLaVA-Med's list, llava_med_image_urls.jsonl.", metavar="LIST")]
-FiguresOut = Annotated[Path, typer.Option("--out", help="Folder for the figures.", metavar="DIR")]
+UrlList = Annotated[Path, path_argument(help="LLaVA-Med's list, llava_med_image_urls.jsonl.", metavar="LIST")]
+FiguresOut = Annotated[Path, path_option("--out", help="Folder for the figures.", metavar="DIR")]
 FiguresFor = Annotated[
-    Path | None, typer.Option("--for", help="Only the figures that this LLaVA file names, as llava_med_instruct_10k.json.", metavar="FILE")
+    Path | None, path_option("--for", help="Only the figures that this LLaVA file names, as llava_med_instruct_10k.json.", metavar="FILE")
 ]
 FiguresLimit = Annotated[int | None, typer.Option("--limit", help="Only the first N figures.", metavar="N", min=1)]
 Jobs = Annotated[int, typer.Option("--jobs", help="Archives at once.", metavar="N", min=1, max=64)]
@@ -267,4 +290,4 @@ Mirror = Annotated[
 RetryGone = Annotated[bool, typer.Option("--retry-gone", help="Ask again for what was gone or unusable.")]
 HubSet = Annotated[str, typer.Argument(help="A data set of the hub, as flaviagiammarino/vqa-rad.", metavar="REPO")]
 Revision = Annotated[str, typer.Option("--revision", help="Its branch, tag or commit.", metavar="NAME")]
-HubSetOut = Annotated[Path, typer.Option("--out", help="Folder to write; it must not be there yet.", metavar="DIR")]
+HubSetOut = Annotated[Path, path_option("--out", help="Folder to write; it must not be there yet.", metavar="DIR")]

@@ -24,6 +24,7 @@ from edgemed.clinic.report.headings import Translate, same
 from edgemed.clinic.report.reference import check_same_patient, read_reference
 from edgemed.clinic.store import CaseStore
 from edgemed.core.errors import EdgemedError, InputError
+from edgemed.core.files import found_at
 
 OpenImage = Callable[[CaseImage], Picture]
 _DICOM_KINDS = {"dicom", "sr"}
@@ -47,7 +48,7 @@ def check_wish(wish: ExportWish) -> None:
         found = ", ".join(map(repr, unknown)) or "none"
         raise InputError(f"Expected kinds of export among {', '.join(KINDS)}, found {found}.", "For example: --as pdf,md,fhir.")
     if not wish.folder.is_dir():
-        raise InputError(f"Expected a folder at {wish.folder}, found none.", "Plug the stick in, or make the folder.")
+        raise InputError(f"Expected a folder at {wish.folder}, found {found_at(wish.folder)}.", "Plug the stick in, or make the folder.")
 
 
 def export_case(

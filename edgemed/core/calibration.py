@@ -96,7 +96,7 @@ def load_calibration(folder: Path) -> Calibration | None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise ArtifactError(f"Expected a valid calibration in {path}, found a problem at '{where}': {first['msg']}.", _HINT) from error
-    except ValueError as error:  # also UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise ArtifactError(f"Expected JSON in {path}, found something else.", _HINT) from error
     _check_model(folder, calibration)
     return calibration

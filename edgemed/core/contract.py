@@ -6,6 +6,8 @@ Fine-tuning writes it, the converter and the transformers reference read it; che
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -42,10 +44,14 @@ def require_llava(folder: Path) -> None:
     Raises CheckpointError where there is none, UnsupportedError for another architecture.
     """
     path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"Expected a checkpoint with a config.json at {folder}, found none.", "Check the path.")
+    with os_errors(path):
+        raw = path.read_bytes()
     try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("architectures")
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"Expected a checkpoint with a config.json at {folder}, found none.", "Check the path.") from error
+        found = json.loads(raw).get("architectures")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"Expected a JSON object in {path}, found something else.", "Copy the checkpoint again.") from error
     if found != [ARCHITECTURE]:
         name = ", ".join(map(str, found)) if isinstance(found, list) else found
         raise UnsupportedError(
@@ -55,15 +61,27 @@ def require_llava(folder: Path) -> None:
         )
 
 
+@contextmanager
+def checkpoint_errors(folder: Path) -> Iterator[None]:
+    """What transformers and safetensors say of a folder that they cannot load, as a CheckpointError: they have no common base for it."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"Expected a checkpoint that transformers loads at {folder}, found another ({said}).", "Check it.") from error
+
+
 def load_contract(folder: Path) -> Contract | None:
     """The folder's contract, or None where it has none. Raises CheckpointError."""
     path = folder / CONTRACT_NAME
     if not path.is_file():
         return None
     with os_errors(path):
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     try:
-        return Contract.model_validate_json(text)
+        return Contract.model_validate_json(raw)
     except ValidationError as error:
         raise CheckpointError(
             f"Expected image preparation and template in {path}, found {error.errors()[0]['msg']}.", "Train again."

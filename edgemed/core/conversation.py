@@ -12,7 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from edgemed.core.errors import InputError
 from edgemed.core.model import Frozen
@@ -41,9 +43,10 @@ class ConversationTemplate(Frozen):
     image_prefix: str = ""
     image_suffix: str = ""
     # Text at which generation stops, beside the model's own end-of-text tokens.
-    stop: tuple[str, ...] = ()
-    # Strings that a tokenizer reads as control tokens; in a person's text they are broken up, so that nobody types a turn's end.
-    control: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    # Strings that a tokenizer reads as control tokens; in a person's text they are broken up, so that nobody types a turn's end:
+    # by a blank behind their first character, which therefore another character must follow.
+    control: tuple[Annotated[str, Field(pattern=r"^\S\S")], ...] = ()
     # Removed from the start of an answer (LLaVA-Med v1.0 writes its own role).
     answer_label: str = ""
 

@@ -7,6 +7,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,9 @@ from edgemed.core.errors import EdgemedError, InputError, ResourceError
 CHUNK_BYTES = 1 << 20
 # Written files are first named `.NAME.RANDOM.part`; whatever is left of a killed run is recognised by this.
 PART_SUFFIX = ".part"
+# What nobody has written to for so long was left by a run that was killed.
+LEFT_AFTER_S = 3600.0
+_PLACES = (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ELOOP)
 
 
 def sha256_file(path: Path) -> str:
@@ -38,9 +42,41 @@ def describe_os_error(error: OSError, path: Path) -> EdgemedError:
         return InputError(f"Expected a shorter name than {str(path)[:60]}… for a file.", "Check the path.")
     if error.errno == errno.EMFILE:
         return ResourceError(f"Too many files are open to open {path} too.", "Raise the limit (ulimit -n), or close other programs.")
-    if error.errno in (errno.ENOENT, errno.ENOTDIR):
-        return InputError(f"Expected a file or folder at {path}, found none.", "Check the path.")
+    if error.errno in _PLACES:
+        return _describe_place(error.errno, path)
     return ResourceError(f"The system refused {path}: {error.strerror or error}.", "Check the disk and the path.")
+
+
+def found_at(path: Path, nothing: str = "none") -> str:
+    """What is at `path`, for the end of a sentence that told what was expected there; `nothing`: the words where nothing is."""
+    if os.path.isdir(path):
+        return "a folder"
+    if os.path.isfile(path):
+        return "a file"
+    if os.path.exists(path):
+        return "something that is neither file nor folder"
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return "links that lead in a circle"
+    return "a link that leads nowhere" if path.is_symlink() else nothing
+
+
+def _describe_place(number: int, path: Path) -> InputError:
+    """For a file in a folder's place or the other way round, or nothing where something should be."""
+    if number == errno.EISDIR:
+        return InputError(f"Expected a file at {path}, found a folder.", "Check the path.")
+    above = next((p for p in reversed(path.parents) if not os.path.isdir(p)), path)
+    if not os.path.lexists(above):
+        return InputError(f"Expected a file or folder at {path}, found none.", "Check the path.")
+    wanted = "a folder" if above != path or number in (errno.ENOTDIR, errno.EEXIST) else "a file or folder"
+    return InputError(f"Expected {wanted} at {above}, found {'none' if os.path.isdir(above) else found_at(above)}.", "Check the path.")
+
+
+def real_path(path: Path) -> Path:
+    """Absolute, links followed. Unlike Path.resolve, which raises RuntimeError, it takes links that lead in a circle as they are."""
+    return Path(os.path.realpath(path))
 
 
 @contextmanager
@@ -96,8 +132,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     Raises InputError where `target` holds something already.
     """
     with os_errors(target):
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if target.is_dir() and any(target.iterdir()):
             raise InputError(f"Expected no files at {target}, found some.", "Choose another folder with --out.")
+        if os.path.lexists(target) and not target.is_dir():
+            raise InputError(f"Expected a new or empty folder at {target}, found {found_at(target)}.", "Choose another one with --out.")
         target.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PART_SUFFIX, dir=target.parent))
         try:
@@ -121,6 +159,14 @@ def sync_tree(folder: Path) -> None:
         with path.open("rb+") as f:
             os.fsync(f.fileno())
     sync_dir(folder)
+
+
+def remove_stale(folder: Path, pattern: str) -> None:
+    """Remove what killed runs left in `folder` under names like `pattern`; not what another program may be writing."""
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            if time.time() - max(p.lstat().st_mtime for p in (path, *path.rglob("*"))) > LEFT_AFTER_S:
+                (shutil.rmtree if path.is_dir() else os.unlink)(path)
 
 
 def save_bytes(target: Path, data: bytes, mode: int = 0o644) -> None:

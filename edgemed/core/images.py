@@ -14,14 +14,16 @@ import io
 import struct
 import warnings
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
 
 from edgemed.core.errors import ImageError
-from edgemed.core.model import Frozen
+from edgemed.core.files import found_at
+from edgemed.core.model import Float32, Frozen
 
 # 64 Mpx decode to 192 MB of RGB; a full-field digital mammogram has about 20 Mpx.
 MAX_PIXELS = 64_000_000
@@ -35,6 +37,11 @@ BAND_ROWS = 256
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, struct.error, IndexError, KeyError, TypeError, OverflowError)
 
 Mode = Literal["pad", "stretch", "crop"]
+# The largest side of a tower's input that is believed; published towers take 224 to 980.
+MAX_SIZE_PX = 4096
+Level = Annotated[int, Field(ge=0, le=255)]
+# What values are divided by.
+Spread = Annotated[Float32, Field(gt=1e-6)]
 
 
 class ImagePreparation(Frozen):
@@ -45,11 +52,11 @@ class ImagePreparation(Frozen):
     crop:    shortest edge resized to `size_px`, centre cropped (CLIPImageProcessor)
     """
 
-    size_px: int
+    size_px: int = Field(ge=1, le=MAX_SIZE_PX)
     mode: Mode
-    pad_colour: tuple[int, int, int] = (0, 0, 0)
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    pad_colour: tuple[Level, Level, Level] = (0, 0, 0)
+    mean: tuple[Float32, Float32, Float32]
+    std: tuple[Spread, Spread, Spread]
 
 
 def load_image(source: Path | bytes, name: str = "the image") -> Image.Image:
@@ -69,8 +76,7 @@ def load_pixels(source: Path | bytes, name: str = "the image") -> tuple[Image.Im
     if isinstance(source, Path):
         name = source.name
         if not source.is_file():
-            found = "a folder" if source.is_dir() else "something that is no file" if source.exists() else "no such file"
-            raise ImageError(f"Expected an image at {source}, found {found}.", "Check the path.")
+            raise ImageError(f"Expected an image at {source}, found {found_at(source, 'no such file')}.", "Check the path.")
     try:
         if (source.stat().st_size if isinstance(source, Path) else len(source)) == 0:
             raise ImageError(f"Expected an image in {name}, found an empty file.", "Export or copy the image again.")

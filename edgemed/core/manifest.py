@@ -12,26 +12,29 @@ import json
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from edgemed.core.conversation import ConversationTemplate
 from edgemed.core.errors import ArtifactError, EdgemedError
-from edgemed.core.files import describe_os_error, os_errors, save_text, sha256_file
+from edgemed.core.files import describe_os_error, found_at, os_errors, save_text, sha256_file
 from edgemed.core.images import ImagePreparation
-from edgemed.core.model import Frozen
+from edgemed.core.model import Count, Float32, Frozen
 from edgemed.core.paths import cache_dir
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+# Of a file in the manifest's own folder.
+FileName = Annotated[str, Field(pattern=r"^[^/\\]*$")]
 
 
 class FileRecord(Frozen):
     """Size and SHA-256 of one file."""
 
-    size_bytes: int
-    sha256: str
+    size_bytes: Count
+    # Empty while a conversion has not come to it.
+    sha256: str = Field(pattern=r"^([0-9a-f]{64})?$")
 
 
 class TensorRecord(Frozen):
@@ -41,8 +44,8 @@ class TensorRecord(Frozen):
     name: str
     file: Literal["llm", "mmproj"]
     type: str
-    shape: tuple[int, ...]
-    size_bytes: int
+    shape: tuple[Count, ...]
+    size_bytes: Count
 
 
 class SourceRecord(Frozen):
@@ -57,26 +60,26 @@ class SourceRecord(Frozen):
 class LlmRecord(Frozen):
     """The language model's file."""
 
-    file: str
+    file: FileName
     arch: str
     quant: str
-    parameters: int
-    bits_per_weight: float
-    context_length: int
-    vocab_size: int
-    embedding_length: int
+    parameters: Count
+    bits_per_weight: float = Field(ge=0, allow_inf_nan=False)
+    context_length: int = Field(ge=1, lt=1 << 32)
+    vocab_size: Count
+    embedding_length: Count
 
 
 class VisionRecord(Frozen):
     """The tower and projector's file, and how the embedding of one image is laid out for the LLM."""
 
-    file: str
+    file: FileName
     tower: Literal["clip", "siglip"]
     quant: str
-    parameters: int
-    bits_per_weight: float
+    parameters: Count
+    bits_per_weight: float = Field(ge=0, allow_inf_nan=False)
     # Rows that the LLM sees for one image, after what follows.
-    image_tokens: int
+    image_tokens: int = Field(ge=1, le=1 << 20)
     # SigLIP: the first patch's row is left out (TinyLLaVA_Factory and HF's "default" strategy drop token 0 of any tower).
     skip_first_token: bool = False
     # CLIP: CLS is kept, as the first row (LLaVA's "cls_patch", HF's "full").
@@ -86,8 +89,15 @@ class VisionRecord(Frozen):
 class Summary(Frozen):
     """A probe's summary (core/probe.py), row by row, and how far a file may be from it (relative L2)."""
 
-    rows: tuple[tuple[float, ...], ...]
-    tolerance: float
+    rows: tuple[tuple[Float32, ...], ...]
+    tolerance: Float32 = Field(gt=0)
+
+    @field_validator("rows")
+    @classmethod
+    def _check_rows(cls, rows: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+        if len({len(row) for row in rows}) != 1:
+            raise ValueError("expected rows, all of one length")
+        return rows
 
 
 class Certificate(Frozen):
@@ -115,9 +125,9 @@ class CalibrationRecord(Frozen):
 
     dataset: str
     split: str
-    samples: int
+    samples: Count
     samples_sha256: str
-    positions: int
+    positions: Count
     elapsed_s: float
     # What both files were allowed to take, where that was asked for; else the plain recipe's bytes.
     budget_bytes: int | None = None
@@ -172,8 +182,9 @@ def load_artifact(folder: Path) -> Artifact:
     """Read a folder's manifest and check that its files are there with the recorded sizes. Raises ArtifactError."""
     path = folder / MANIFEST_NAME
     if not path.is_file():
+        found = "no manifest.json in it" if folder.is_dir() else found_at(folder, "no such folder")
         raise ArtifactError(
-            f"Expected a converted model at {folder}, found {'no manifest.json in it' if folder.is_dir() else 'no such folder'}.",
+            f"Expected a converted model's folder at {folder}, found {found}.",
             "Make one with: edgemed convert SOURCE --bits 4",
         )
     try:
@@ -181,7 +192,7 @@ def load_artifact(folder: Path) -> Artifact:
         data = json.loads(text)
     except OSError as error:
         raise describe_os_error(error, path) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"Expected JSON in {path}, found something else ({error}).", "Convert the model again.") from error
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
@@ -202,17 +213,17 @@ def load_artifact(folder: Path) -> Artifact:
         if Path(name).name != name:
             raise ArtifactError(f"Expected plain file names in {path}, found '{name}'.", "Convert the model again.")
         _check_size(folder / name, record)
-    for path in (artifact.llm_path, artifact.mmproj_path):
-        if path.name not in manifest.files:
+    for name in (manifest.llm.file, manifest.vision.file):
+        if name not in manifest.files:
             raise ArtifactError(
-                f"Expected {path.name} among the manifest's files in {folder}, found no record of it.", "Convert the model again."
+                f"Expected '{name}' among the manifest's files in {folder}, found no record of it.", "Convert the model again."
             )
     return artifact
 
 
 def _check_size(path: Path, record: FileRecord) -> None:
     if not path.is_file():
-        raise ArtifactError(f"Expected the file {path}, found none.", "Copy the whole folder, or convert the model again.")
+        raise ArtifactError(f"Expected the file {path}, found {found_at(path)}.", "Copy the whole folder, or convert the model again.")
     size = path.stat().st_size
     if size != record.size_bytes:
         raise ArtifactError(

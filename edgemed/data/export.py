@@ -10,7 +10,9 @@ that their figures are not those of the native files.
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemed.core.errors import DatasetError, HubError, MissingExtraError
-from edgemed.core.files import os_errors, save_bytes
+from edgemed.core.files import PART_SUFFIX, found_at, os_errors, remove_stale, save_bytes
 from edgemed.core.paths import cache_dir
 from edgemed.data.rows import ImageFolder, Row, answer_type, each, field, plain, split_names
 from edgemed.data.samples import Sample
@@ -111,13 +113,15 @@ def _rows(folder: Path, split: str) -> Iterable[Row]:
 def pull_export(repo: str, revision: str, folder: Path) -> dict[str, int]:
     """Download a data set of a hub into `folder`, whole or not at all; rows by split. Raises HubError, DatasetError."""
     datasets = _datasets()
-    if folder.exists():
-        raise DatasetError(f"Expected no folder at {folder} yet, found one.", "Name another with --out.")
+    if os.path.lexists(folder):
+        raise DatasetError(f"Expected nothing at {folder} yet, found {found_at(folder)}.", "Name another with --out.")
     with os_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".part", dir=folder.parent))
+        remove_stale(folder.parent, f".{glob.escape(folder.name)}.*{PART_SUFFIX}")  # nothing goes on with them
+        part = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=PART_SUFFIX, dir=folder.parent))
     try:
         with _hub_errors(repo):
+            logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what fails is told in a sentence
             loaded = datasets.load_dataset(repo, revision=revision, cache_dir=str(part / "cache"))
         with os_errors(folder):
             loaded.save_to_disk(str(part / "data"))
@@ -136,4 +140,4 @@ def _hub_errors(repo: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError, HfHubHTTPError) as error:
         what = " ".join(str(error).split())[:200]
-        raise HubError(f"Expected the data set {repo} on the hub, found: {what}", "Check its name and the network.") from error
+        raise HubError(f"Expected the data set {repo} on the hub, found: {what.rstrip('.')}.", "Check its name and the network.") from error

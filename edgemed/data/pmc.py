@@ -25,7 +25,7 @@ from typing import Any
 
 from edgemed.core.errors import DatasetError, HubError, ResourceError
 from edgemed.core.filelock import FileLock
-from edgemed.core.files import drop_cut_line, os_errors, save_text, whole_lines
+from edgemed.core.files import drop_cut_line, found_at, os_errors, save_text, whole_lines
 from edgemed.data.archive import ArchiveDamaged, Limits, extract_figures
 from edgemed.data.download import Stopped, discard, download
 from edgemed.data.rows import read_rows
@@ -95,7 +95,7 @@ def wanted_ids(path: Path) -> set[str]:
 def read_url_list(path: Path, only: set[str] | None = None, limit: int | None = None) -> Plan:
     """The list's archives in its order, with their figures; of `only` these, and the first `limit`. Raises DatasetError."""
     if not path.is_file():
-        raise DatasetError(f"Expected a list of addresses at {path}, found no such file.", "Check the path.")
+        raise DatasetError(f"Expected a list of addresses at {path}, found {found_at(path, 'no such file')}.", "Check the path.")
     archives: dict[str, dict[str, str]] = {}
     bad: list[str] = []
     seen: set[str] = set()
@@ -122,7 +122,7 @@ def _parse(line: str) -> tuple[str, str, str] | str:
     try:
         row = json.loads(line)
         values = tuple(row[key] for key in ("pmc_tar_url", "image_file_path", "pair_id"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return f"expected pmc_tar_url, image_file_path and pair_id as JSON, found something else ({error!r:.80})"
     if not all(isinstance(value, str) for value in values):
         return "expected text in all three fields"
@@ -280,7 +280,7 @@ def _read_state(path: Path) -> dict[str, str]:
     for line in whole_lines(path):
         try:
             settled |= json.loads(line)["settled"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # then it is asked for again
     return settled
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgemed.core.errors import DatasetError
+from edgemed.core.files import found_at
 from edgemed.data.conversations import read_captions, read_llava
 from edgemed.data.export import is_export, read_export
 from edgemed.data.rows import (
@@ -57,8 +58,11 @@ def read_set(name: str, path: Path, split: str = "train", problems: Problems = N
     """`load_samples` without a look at the images. Rows that cannot be read go into `problems` where it is given."""
     if name not in READERS:
         raise DatasetError(f"Expected a data set out of {', '.join(READERS)}, found '{name}'.", "Write NAME=PATH with one of them.")
+    if name in EXPORTED and not path.is_dir():
+        found = found_at(path, "nothing")
+        raise DatasetError(f"Expected the folder of the data set {name} at {path}, found {found}.", "Check the path.")
     if not path.exists():
-        raise DatasetError(f"Expected the data set {name} at {path}, found nothing.", "Check the path.")
+        raise DatasetError(f"Expected the data set {name} at {path}, found {found_at(path, 'nothing')}.", "Check the path.")
     if name in EXPORTED and is_export(path):
         samples = read_export(name, path, split, problems)
     else:

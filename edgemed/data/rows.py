@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from edgemed.core.errors import DatasetError
-from edgemed.core.files import os_errors
+from edgemed.core.files import found_at, os_errors
 from edgemed.data.samples import AnswerType
 
 Row = dict[str, Any]
@@ -57,7 +57,7 @@ def find_file(folder: Path, split: str, endings: Sequence[str]) -> Path:
 def read_text(path: Path) -> str:
     """UTF-8, with or without a byte order mark. Raises DatasetError."""
     if not path.is_file():
-        raise DatasetError(f"Expected the file {path}, found none.", "Check the data set's folder.")
+        raise DatasetError(f"Expected the file {path}, found {found_at(path)}.", "Check the data set's folder.")
     with os_errors(path):
         raw = path.read_bytes()
     try:

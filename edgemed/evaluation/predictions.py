@@ -83,7 +83,7 @@ def load_predictions(path: Path) -> list[Prediction]:
 def _read_row(path: Path, number: int, line: bytes) -> Prediction:
     try:
         row = json.loads(line)
-    except ValueError as error:  # also UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # also UnicodeDecodeError
         raise DatasetError(f"Expected a JSON object in line {number} of {path}, found something else.", "Write the file again.") from error
     if not isinstance(row, dict) or "question_id" not in row or not isinstance(row.get("text"), str):
         raise DatasetError(f"Expected question_id and text in line {number} of {path}, found {line[:60]!r}.", "Check the file's format.")

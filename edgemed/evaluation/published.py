@@ -133,7 +133,7 @@ def load_published(path: Path = PATH) -> Published:
         data = path.read_bytes()
     try:
         return Published.model_validate(tomllib.loads(data.decode()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"Expected TOML in {path.name}, found a fault: {error}.", hint) from error
     except ValidationError as error:
         first = error.errors()[0]

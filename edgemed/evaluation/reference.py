@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from edgemed.core.contract import CONTRACT_NAME, count_image_tokens, load_contract, require_llava
+from edgemed.core.contract import CONTRACT_NAME, checkpoint_errors, count_image_tokens, load_contract, require_llava
 from edgemed.core.conversation import clean_answer, render, split_chunks
 from edgemed.core.errors import CheckpointError
 from edgemed.core.images import normalise, prepare
@@ -44,8 +44,11 @@ class Reference:
             raise CheckpointError(f"Expected {CONTRACT_NAME} in {folder}, found none.", "Name a checkpoint that `edgemed finetune` wrote.")
         self.image, self.template = contract.image, contract.template
         require_llava(folder)
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(self.device).eval()
+        with checkpoint_errors(folder):
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.model: Any = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).to(self.device).eval()
+        if self.template.bos and self.tokenizer.bos_token_id is None:
+            raise CheckpointError(f"Expected a BOS token in the tokenizer of {folder}, found none.", "Copy the checkpoint again.")
         config = self.model.config
         tower = config.vision_config
         self.image_tokens = count_image_tokens(tower.image_size, tower.patch_size, tower.model_type, config.vision_feature_select_strategy)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemed.core.errors import InputError
-from edgemed.core.files import os_errors
+from edgemed.core.files import found_at, os_errors
 
 # 1: scores only, without a number in the document; 2: protocols with intervals beside them.
 SCHEMA_VERSION = 2
@@ -102,13 +102,13 @@ def _unlike(scores: Sequence[Score]) -> Iterator[str]:
 
 def _load(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise InputError(f"Expected the file {path}, found none.", "Check the path.")
+        raise InputError(f"Expected the file {path}, found {found_at(path)}.", "Check the path.")
     with os_errors(path):
         text = path.read_bytes().decode("utf-8", "replace").strip()
     for piece in (text, text.rsplit("\n", 1)[-1]):
         try:
             data = json.loads(piece)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(data, dict):
             return data

@@ -197,12 +197,12 @@ def _parse(line: bytes) -> tuple[str, Reply] | None:
     try:
         row = json.loads(line)
         return row.pop("id"), Reply(**row)
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return None
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}

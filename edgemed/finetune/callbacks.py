@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,9 @@ from transformers import TrainerCallback
 
 from edgemed.finetune.progress import Progress, Report
 from edgemed.finetune.rounding import LoraRounding
+
+# A terminal that went away; Windows has no such signal.
+HANG_UP = getattr(signal, "SIGHUP", None)
 
 
 class Clock(TrainerCallback):
@@ -67,7 +71,7 @@ class RoundingCallback(TrainerCallback):
 
 
 class Stop(TrainerCallback):
-    """Ctrl-C (or SIGTERM) lets the step end, saves and stops; a second one interrupts at once. Used as a context manager.
+    """Ctrl-C (or SIGTERM, or SIGHUP) lets the step end, saves and stops; a second one interrupts at once. Used as a context manager.
 
     With several processes all stop at the same step, whichever was told. `every`: only at multiples of so many steps.
     """
@@ -78,7 +82,10 @@ class Stop(TrainerCallback):
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if HANG_UP is not None and signal.getsignal(HANG_UP) is not signal.SIG_IGN:  # under nohup training goes on
+                numbers.append(HANG_UP)
+            self._before = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -86,7 +93,7 @@ class Stop(TrainerCallback):
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and number != HANG_UP:  # which the shell and the system tell of, each once
             raise KeyboardInterrupt
         self.asked = True
 
@@ -126,7 +133,8 @@ class Reporter(TrainerCallback):
         left = state.max_steps - state.global_step
         loss = self.losses[-1] if self.losses else float("nan")
         rate = self.rows_per_step / max(step_s, 1e-9)
-        self.report(Progress(state.global_step, state.max_steps, loss, rate, left * step_s, peak_memory_bytes()))
+        with suppress(OSError):  # a terminal that went away takes no training with it
+            self.report(Progress(state.global_step, state.max_steps, loss, rate, left * step_s, peak_memory_bytes()))
 
 
 def peak_memory_bytes() -> int:

@@ -16,13 +16,13 @@ import transformers
 from pydantic import ValidationError
 from transformers import AutoConfig, AutoTokenizer
 
-from edgemed.core.contract import Contract, save_contract, save_processor
+from edgemed.core.contract import Contract, checkpoint_errors, save_contract, save_processor
 from edgemed.core.conversation import IMAGE_MARKER, find_template
 from edgemed.core.errors import CheckpointError, InputError
 from edgemed.core.files import atomic_folder, os_errors
 from edgemed.core.images import ImagePreparation
 from edgemed.finetune.export import widest_type
-from edgemed.finetune.model import checkpoint_errors, join
+from edgemed.finetune.model import join
 from edgemed.finetune.recipe import JoinRecipe
 
 
@@ -82,7 +82,8 @@ def new_model(
 
 
 def _activation(tower: Path) -> str:
-    config = AutoConfig.from_pretrained(tower)
+    with checkpoint_errors(tower):
+        config = AutoConfig.from_pretrained(tower)
     return str(getattr(config, "vision_config", config).hidden_act)
 
 
@@ -90,9 +91,9 @@ def tower_preparation(tower: Path, mode: str) -> ImagePreparation:
     """What the tower's own preprocessor_config.json normalises by; made square by `mode` (pad with the mean's colour, stretch, crop)."""
     path = tower / "preprocessor_config.json"
     with os_errors(path):
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     try:
-        config: dict[str, Any] = json.loads(text)
+        config: dict[str, Any] = json.loads(raw)
         size = config.get("crop_size") or config["size"]
         side = size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
         mean = config["image_mean"]
@@ -102,5 +103,5 @@ def tower_preparation(tower: Path, mode: str) -> ImagePreparation:
         )
     except ValidationError as error:
         raise InputError(f"Expected an image preparation, found {error.errors()[0]['msg']}.", "Check --image-mode and the file.") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"Expected size, image_mean and image_std in {path}, found others ({error}).", "Check the file.") from error

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer
 
-from edgemed.core.contract import count_image_tokens, load_contract
+from edgemed.core.contract import checkpoint_errors, count_image_tokens, load_contract
 from edgemed.core.conversation import ConversationTemplate, find_template
 from edgemed.core.errors import CheckpointError, DatasetError
 from edgemed.core.files import os_errors
@@ -68,18 +68,19 @@ class Labeller:
         if not path.is_file():
             raise CheckpointError(f"Expected an HF checkpoint at {folder}, found no config.json there.", "Check the path after --model.")
         with os_errors(path):
-            raw = path.read_text(encoding="utf-8")
+            raw = path.read_bytes()
         try:
             kind = json.loads(raw).get("model_type")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"Expected JSON in {path}, found something else ({error}).", "Copy the checkpoint again.") from error
         if kind != "llava":
             raise CheckpointError(f"Expected a LLaVA checkpoint at {folder}, found the model type '{kind}'.", "Name the stage's model.")
-        config = AutoConfig.from_pretrained(folder)
+        with checkpoint_errors(folder):
+            config = AutoConfig.from_pretrained(folder)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
         tower = config.vision_config
         self.image_tokens = count_image_tokens(tower.image_size, tower.patch_size, tower.model_type, config.vision_feature_select_strategy)
         self.image_id = config.image_token_id
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
         self.template = self._template(folder, template)
 
     def _template(self, folder: Path, name: str | None) -> ConversationTemplate:

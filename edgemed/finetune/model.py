@@ -9,8 +9,6 @@ and the tower too where its learning rate is above 0 (not in align).
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +24,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from edgemed.core.contract import require_llava
+from edgemed.core.contract import checkpoint_errors, require_llava
 from edgemed.core.errors import CheckpointError, MissingExtraError, RecipeError
 from edgemed.finetune.recipe import JoinRecipe, LoraRecipe, Recipe
 
@@ -44,12 +42,13 @@ def part_of(name: str) -> str:
 
 def load_model(recipe: Recipe) -> tuple[Any, Any]:
     """(model in float32, tokenizer) of a recipe, parts frozen by its stage. Raises CheckpointError, RecipeError."""
-    folder = recipe.model or (recipe.join and recipe.join.llm)
+    folder = recipe.model or (recipe.join.llm if recipe.join else None)
     assert folder is not None  # load_recipe saw to it
     for path in (folder, recipe.join and recipe.join.tower):
         if path and not (path / "config.json").is_file():
             raise CheckpointError(f"Expected an HF checkpoint at {path}, found no config.json there.", "Check the path in the recipe.")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with checkpoint_errors(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     model = _load_quantised(recipe) if recipe.lora and recipe.lora.base_bits == 4 else load_full(recipe, tokenizer)
     if recipe.image.size_px != model.config.vision_config.image_size:
         raise RecipeError(
@@ -90,16 +89,6 @@ def _load_llava(folder: Any, **options: Any) -> Any:
     require_llava(folder)
     with checkpoint_errors(folder):
         return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, **options)
-
-
-@contextmanager
-def checkpoint_errors(folder: Path) -> Iterator[None]:
-    """What transformers and safetensors say of a folder that they cannot load, as a CheckpointError."""
-    try:
-        yield
-    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"Expected a checkpoint that transformers loads at {folder}, found another ({said}).", "Check it.") from error
 
 
 def _load_quantised(recipe: Recipe) -> Any:
@@ -168,11 +157,13 @@ def join(recipe: JoinRecipe, tokenizer: Any) -> Any:
         tie_word_embeddings=text_config.tie_word_embeddings,
     )
     model = LlavaForConditionalGeneration(config).float()
-    tower = AutoModel.from_pretrained(recipe.tower, dtype=torch.float32)
+    with checkpoint_errors(recipe.tower):
+        tower = AutoModel.from_pretrained(recipe.tower, dtype=torch.float32)
     if recipe.image_size_px:
         _resample_positions(tower, recipe.image_size_px)
     _copy(model.model.vision_tower, tower, recipe.tower)
-    llm = AutoModelForCausalLM.from_pretrained(recipe.llm, dtype=torch.float32)
+    with checkpoint_errors(recipe.llm):
+        llm = AutoModelForCausalLM.from_pretrained(recipe.llm, dtype=torch.float32)
     make_room(llm, image_id)
     _copy(model.model.language_model, llm.model, recipe.llm)
     if llm.lm_head.bias is not None:

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from edgemed.core.contract import CONTRACT_NAME, load_contract
 from edgemed.core.conversation import TEMPLATES, find_template
 from edgemed.core.errors import InputError, RecipeError
-from edgemed.core.files import os_errors
+from edgemed.core.files import found_at, os_errors, real_path
 from edgemed.core.images import ImagePreparation
 from edgemed.core.model import Frozen
 from edgemed.core.units import parse_bytes
@@ -212,7 +212,7 @@ def load_recipe(stage: str, path: Path) -> Recipe:
     """Read and check a recipe. Raises RecipeError with every problem found, CheckpointError for a damaged edgemed.json."""
     if stage not in STAGES:
         raise RecipeError(f"Expected a stage out of {', '.join(STAGES)}, found '{stage}'.", "Choose one of them.")
-    folder = path.resolve().parent
+    folder = real_path(path).parent
     data = _fill_in({"stage": stage, **merge(stage_defaults(stage), _read(path))}, folder)
     try:
         recipe = Recipe.model_validate(data)
@@ -236,12 +236,12 @@ def merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise RecipeError(f"Expected a recipe at {path}, found no such file.", "Check the path.")
+        raise RecipeError(f"Expected a recipe at {path}, found {found_at(path, 'no such file')}.", "Check the path.")
     with os_errors(path):
         raw = path.read_bytes()
     try:
         return tomllib.loads(raw.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"Expected TOML in {path}, found something else ({error}).", "Correct the line.") from error
 
 
@@ -250,6 +250,9 @@ def _fill_in(data: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = data.get("model")
     contract = load_contract(folder / model) if isinstance(model, str) else None
     if contract is None:
+        if isinstance(model, str) and not {"template", "image"} <= data.keys() and not (folder / model).is_dir():
+            found = found_at(folder / model, "no such folder")
+            raise RecipeError(f"Expected a checkpoint at {folder / model}, found {found}.", "Correct 'model' in the recipe.")
         return data
     template = contract.template
     if "template" not in data and TEMPLATES.get(template.name) != template:

@@ -136,10 +136,10 @@ def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     with os_errors(path):
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     try:
-        data = json.loads(text)
-    except ValueError:
+        data = json.loads(raw)
+    except (ValueError, RecursionError):
         data = None
     if not isinstance(data, dict):
         raise RecipeError(f"Expected JSON in {path}, found something else.", "Remove the folder and train again.")

@@ -1,8 +1,8 @@
 """One repository of a Hugging Face compatible hub, file by file, at one commit.
 
 Sizes and hashes come from the hub's listing of that commit; bytes come through huggingface_hub's own transfer, which resumes a
-cut connection. A part file is kept between runs, so that an interrupted pull goes on where it stopped. `source.json` is written
-last: a folder without it is not complete.
+cut connection. A part file is kept between runs, so that an interrupted pull goes on where it stopped; one of another commit is removed.
+`source.json` is written last: a folder without it is not complete.
 """
 
 from __future__ import annotations
@@ -62,22 +62,34 @@ def pull_repo(source: HubSource, progress: Progress) -> Path:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # retries are this module's to tell
     record = _list_repo(source)
     folder = source.local_path
-    missing = [f for f in record.files if not (folder / f.name).is_file()]
-    _check_space(folder, sum(max(0, f.size_bytes - _size(_part_path(record, folder / f.name))) for f in missing))
+    with os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(folder / ".lock"):  # a second pull waits, then finds the files in place
+        _remove_unused_parts(record, folder)
+        missing = [f for f in record.files if not (folder / f.name).is_file()]
+        _check_space(folder, sum(max(0, f.size_bytes - _size(_part_path(record, folder / f.name))) for f in missing))
         for file in record.files:
             _pull_file(record, file, folder / file.name, progress)
-    save_text(folder / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
+        save_text(folder / RECORD_NAME, record.model_dump_json(indent=1) + "\n")
     return folder
+
+
+def _remove_unused_parts(record: RepoRecord, folder: Path) -> None:
+    """Parts that this commit does not go on with: of another one, of a file that is whole, of a record that a kill cut off."""
+    used = {_part_path(record, folder / f.name) for f in record.files}
+    with os_errors(folder):
+        for part in folder.rglob(f".*{PART_SUFFIX}"):
+            if part not in used:
+                part.unlink(missing_ok=True)
 
 
 def read_record(source: HubSource) -> RepoRecord:
     """source.json of a pulled repository."""
     path = source.local_path / RECORD_NAME
     with os_errors(path):
-        text = path.read_text(encoding="utf-8")
+        raw = path.read_bytes()
     try:
-        return RepoRecord.model_validate_json(text)
+        return RepoRecord.model_validate_json(raw)
     except ValueError as error:
         raise HubError(
             f"Expected a record of {source.repo} in {path}, found something else.", "Remove the folder and pull again."
@@ -144,7 +156,6 @@ def _list_repo(source: HubSource) -> RepoRecord:
 
 def _check_space(folder: Path, needed: int) -> None:
     with os_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(

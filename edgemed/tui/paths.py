@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from edgemed.core.errors import InputError
+from edgemed.core.files import found_at
 
 # Shown in lists of files; what a file is, is found out by its content.
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif", ".dcm", ".dicom", ".ima", ""})
@@ -71,7 +72,7 @@ class FolderWatch:
 
     def __init__(self, folder: Path) -> None:
         if not folder.is_dir():
-            raise InputError(f"Expected a folder to watch at {folder}, found none.", "Check --watch.")
+            raise InputError(f"Expected a folder to watch at {folder}, found {found_at(folder)}.", "Check --watch.")
         self.folder = folder
         self._known: set[str] | None = None
         self._growing: dict[str, int] = {}

@@ -28,7 +28,7 @@ from edgemed.clinic.imaging.sniff import is_dicom
 from edgemed.clinic.imaging.window import CT_WINDOWS, apply_voi_lut, apply_window, full_window
 from edgemed.clinic.records import Box, ImageFacts, PatientIdentity, View, Window
 from edgemed.core.errors import DicomError, ImageError
-from edgemed.core.files import os_errors
+from edgemed.core.files import found_at, os_errors
 from edgemed.core.images import MAX_PIXELS, MAX_SIDE_PX, count_pages, load_pixels
 from edgemed.core.text import one_line
 
@@ -233,7 +233,7 @@ def open_picture(source: bytes | Path, name: str = "") -> Picture:
 
 def _read(path: Path) -> bytes:
     if not path.is_file():
-        raise ImageError(f"Expected an image at {path}, found no such file.", "Check the path.")
+        raise ImageError(f"Expected an image at {path}, found {found_at(path, 'no such file')}.", "Check the path.")
     with os_errors(path), path.open("rb") as f:
         return f.read(MAX_FILE_BYTES + 1)
 

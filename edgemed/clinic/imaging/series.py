@@ -22,7 +22,7 @@ from edgemed.clinic.imaging import client
 from edgemed.clinic.imaging.limits import MAX_LISTED_FILES
 from edgemed.clinic.imaging.sniff import SNIFF_BYTES, is_dicom
 from edgemed.core.errors import DicomError, InputError
-from edgemed.core.files import os_errors, sha256_file
+from edgemed.core.files import found_at, os_errors, sha256_file
 
 Told = dict[str, Any]
 
@@ -47,7 +47,7 @@ class Series:
 def list_series(folder: Path, wanted: Callable[[int], bool] = lambda looked_at: True) -> list[Series]:
     """Every series in a folder and below, of 20,000 files at most, by study and number. Raises InputError, MissingExtraError."""
     if not folder.is_dir():
-        raise InputError(f"Expected a folder at {folder}, found none.", "Check the path.")
+        raise InputError(f"Expected a folder at {folder}, found {found_at(folder)}.", "Check the path.")
     found: defaultdict[tuple[str, str], list[tuple[Told, Path]]] = defaultdict(list)
     for looked_at, path in enumerate(islice(_files(folder), MAX_LISTED_FILES)):
         if not wanted(looked_at):

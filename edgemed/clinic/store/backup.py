@@ -14,22 +14,19 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgemed.clinic.store.database import Database
 from edgemed.clinic.store.keys import KdfCost, SealedKey, derive, new_key, seal, unseal
 from edgemed.core.errors import StoreError
-from edgemed.core.files import CHUNK_BYTES, PART_SUFFIX, atomic_path, os_errors, sha256_file
+from edgemed.core.files import CHUNK_BYTES, PART_SUFFIX, atomic_path, os_errors, remove_stale, sha256_file
 
 MAGIC = b"EDGEMED-BACKUP-1"
 _LENGTH_BYTES = 4
 _MOST_BOX_BYTES = 1 << 16
-# A part that nobody has written to for so long is of a backup that was killed.
-LEFT_AFTER_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,8 @@ class BackupEnd:
 
 def save_backup(db: Database, target: Path, backup_key: bytes, salt: bytes, cost: KdfCost) -> str:
     """Write a backup of `db`; the SHA-256 of its pages. The caller holds the lock, so that nothing changes meanwhile."""
-    _remove_left_parts(target)
+    for name in ("*.edgemed-backup", glob.escape(target.name)):  # of which a stick would fill up unseen
+        remove_stale(target.parent, f".{name}.*{PART_SUFFIX}")
     with atomic_path(target, 0o600) as part:
         data_key = new_key()
         db.copy_into(part, data_key, target)
@@ -53,15 +51,6 @@ def save_backup(db: Database, target: Path, backup_key: bytes, salt: bytes, cost
             f.write(box + len(box).to_bytes(_LENGTH_BYTES, "big") + MAGIC)
         _prove(part, data_key)
     return pages_sha256
-
-
-def _remove_left_parts(target: Path) -> None:
-    """What killed backups left beside `target`, of which a stick would fill up unseen; not what another program may be writing."""
-    for name in ("*.edgemed-backup", glob.escape(target.name)):
-        for part in target.parent.glob(f".{name}.*{PART_SUFFIX}"):
-            with suppress(OSError):
-                if time.time() - part.stat().st_mtime > LEFT_AFTER_S:
-                    part.unlink()
 
 
 def _prove(part: Path, data_key: bytes) -> None:

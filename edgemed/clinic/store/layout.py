@@ -16,7 +16,7 @@ from pathlib import Path
 from edgemed.clinic.store.database import RESTORE
 from edgemed.clinic.store.keys import KdfCost, SealedKey, derive, new_salt, seal, unseal
 from edgemed.core.errors import StoreError
-from edgemed.core.files import PART_SUFFIX, os_errors, save_bytes
+from edgemed.core.files import PART_SUFFIX, found_at, os_errors, save_bytes
 
 MOST_KEY_FILE_BYTES = 1 << 16
 
@@ -62,7 +62,9 @@ class Layout:
     def require_present(self) -> None:
         """Refuse to open what is not there."""
         if not self.db.is_file():
-            raise StoreError(f"Expected a case store at {self.db}, found none.", "Start `edgemed chat` to make one, or restore a backup.")
+            raise StoreError(
+                f"Expected a case store at {self.db}, found {found_at(self.db)}.", "Start `edgemed chat` to make one, or restore a backup."
+            )
 
     def remove_parts(self) -> None:
         """What a killed run left half-made. Called under the lock."""

@@ -53,7 +53,7 @@ class Tries:
 
     def _load(self) -> tuple[int, float]:
         # Whoever can damage this file can remove it as well, and a doctor is not to be locked out by a bad disk block.
-        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError):
+        with suppress(OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             raw = json.loads(self.path.read_bytes())
             failures, last_s = int(raw["failures"]), float(raw["last_s"])
             if failures > 0 and math.isfinite(last_s):

@@ -10,6 +10,7 @@ between leaves a file that is one ahead, which the next opening notes.
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,7 +29,7 @@ from edgemed.clinic.store.rows import storable
 from edgemed.clinic.store.schema import migrate
 from edgemed.clinic.store.tries import Tries
 from edgemed.core.errors import EdgemedError, InputError, ResourceError, StoreError
-from edgemed.core.files import atomic_path
+from edgemed.core.files import atomic_path, found_at
 
 LOCK_AFTER_S = 300
 LOCK_SETTING = "lock_after_s"
@@ -266,10 +267,12 @@ class Vault:
 
 
 def _require_new_file(target: Path) -> None:
-    if target.exists():
-        raise StoreError(f"Expected no file at {target}, found one.", "Choose another name, or a folder.")
+    if os.path.lexists(target):
+        raise StoreError(f"Expected no file at {target}, found {found_at(target)}.", "Choose another name, or a folder.")
     if not target.parent.is_dir():  # never made: a stick that is not plugged in must not become a folder of the laptop
-        raise InputError(f"Expected a folder at {target.parent}, found none.", "Plug the stick in, or make the folder.")
+        raise InputError(
+            f"Expected a folder at {target.parent}, found {found_at(target.parent)}.", "Plug the stick in, or make the folder."
+        )
 
 
 def _note_migration(change: Change, version: int) -> AuditEntry:

@@ -15,7 +15,7 @@ from typing import Any
 
 from edgemed.core.conversation import IMAGE_MARKER, Turn
 from edgemed.core.errors import DatasetError, InputError
-from edgemed.core.files import os_errors, sha256_file
+from edgemed.core.files import found_at, os_errors, sha256_file
 from edgemed.core.manifest import MANIFEST_NAME
 from edgemed.evaluation.judge.questions import read_rows
 from edgemed.evaluation.predictions import Prediction, load_predictions, make_answer_id
@@ -34,6 +34,8 @@ def answer_questions(
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Answer what `path` holds no answer to yet. Raises DatasetError (an image is missing), InputError (answers of another model)."""
+    if not images.is_dir():
+        raise DatasetError(f"Expected a folder of images at {images}, found {found_at(images)}.", "Check --image-folder.")
     rows = list(read_rows(questions, ("question_id", "text", "image")).items())[:limit]
     missing = [str(row["image"]) for _, row in rows if not (images / str(row["image"])).is_file()]
     if missing:

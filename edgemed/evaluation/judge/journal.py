@@ -116,7 +116,7 @@ def _read(path: Path, header: Mapping[str, Any]) -> tuple[dict[Key, Review], int
 def _row(line: bytes, number: int, path: Path) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"Expected JSON in line {number} of {path}, found something else.", _HINT) from error
     if not isinstance(row, dict):
         raise DatasetError(f"Expected an object in line {number} of {path}, found something else.", _HINT)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgemed.core.errors import DatasetError
-from edgemed.core.files import os_errors
+from edgemed.core.files import found_at, os_errors
 from edgemed.evaluation.judge.protocol import Protocol, question_text
 
 NEEDED = ("question_id", "text", "gpt4_answer", "fig_label", "fig_caption", "in_text_mention", "type", "domain")
@@ -57,7 +57,7 @@ def check_questions(questions: Path, protocol: Protocol, limit: int | None = Non
 def read_rows(path: Path, needed: Sequence[str]) -> dict[str, dict[str, Any]]:
     """JSON lines by question_id. Raises DatasetError for a missing file or field, a broken line, an id that comes twice."""
     if not path.is_file():
-        raise DatasetError(f"Expected the file {path}, found none.", "Check the path.")
+        raise DatasetError(f"Expected the file {path}, found {found_at(path)}.", "Check the path.")
     found: dict[str, dict[str, Any]] = {}
     for number, row in _lines(path):
         missing = [name for name in needed if name not in row]
@@ -68,7 +68,7 @@ def read_rows(path: Path, needed: Sequence[str]) -> dict[str, dict[str, Any]]:
             raise DatasetError(f"Expected each question once in {path.name}, found {key} again in line {number}.", "Correct the file.")
         found[key] = row
     if not found:
-        raise DatasetError(f"Expected questions in {path}, found an empty file.", "Check the path.")
+        raise DatasetError(f"Expected lines with a question_id in {path}, found an empty file.", "Check the path.")
     return found
 
 
@@ -80,7 +80,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DatasetError(f"Expected JSON in line {number} of {path.name}, found something else ({error}).", "Copy it.") from error
         if not isinstance(row, dict):
             raise DatasetError(f"Expected an object in line {number} of {path.name}, found {type(row).__name__}.", "Check the file.")
