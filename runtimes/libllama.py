@@ -213,9 +213,10 @@ class LanguageModel:
         self._direct: ModelRows | None = None
         self._piece_buffer = ctypes.create_string_buffer(256)
         self._views: dict[int, F32] = {}
-        # What the tokenizer reads as a control token wherever it stands. (Plain words that a vocabulary marks so are left to people.)
+        # What the tokenizer reads as a control token wherever it stands, where it can be broken up (ConversationTemplate.control). Plain
+        # words that a vocabulary marks so are left to people.
         written = (self.piece(t, special=True).decode(errors="replace") for t in range(self.vocab_size) if self.is_control(t))
-        self.controls = tuple(text for text in written if text and not text.isalnum())
+        self.controls = tuple(text for text in written if len(text) > 1 and not text.isalnum() and not any(map(str.isspace, text[:2])))
         self.token_rows = find_token_rows(path)
         # A state that is carried from token to token cannot be cut back, and a sliding window forgets what another sequence would need.
         carried = lib.llama_model_is_recurrent(self._model) or lib.llama_model_is_hybrid(self._model)
