@@ -83,9 +83,7 @@ def cpu_grid(quick: bool) -> Iterator[EngineSettings]:
 def cuda_grid(layers: int, quick: bool, dense: bool) -> Iterator[EngineSettings]:
     """No, some and all layers on the GPU, the tower on either, two contexts, cache types, micro-batches, slots, and dense prompts."""
     for micro_batch, slots in ((MICRO_BATCH, 1), (512, 1), (MICRO_BATCH, 4)) if dense else ():
-        yield EngineSettings(
-            context_tokens=2048, slots=slots, batch_tokens=BATCH_TOKENS, micro_batch=micro_batch, dense_prompts=True
-        )
+        yield EngineSettings(context_tokens=2048, slots=slots, batch_tokens=BATCH_TOKENS, micro_batch=micro_batch, dense_prompts=True)
     for gpu_layers, tower in itertools.product((0, layers // 2, -1), ("gpu", "cpu")):
         yield EngineSettings(context_tokens=2048, gpu_layers=gpu_layers, tower=tower)  # type: ignore[arg-type]
     if quick:

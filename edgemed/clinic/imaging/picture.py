@@ -258,7 +258,6 @@ def _clipped(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, max(left, min(box.right, size[0])), max(top, min(box.bottom, size[1]))
 
 
-
 def strip_identifiers(data: bytes, name: str = "the image", masks: tuple[Box, ...] = (), key: bytes = b"") -> bytes:
     """A de-identified copy of a DICOM file (deidentify.py), uncompressed, with `masks` (in the rendered image's pixels) blackened.
 
