@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from bench.full_width import MODELS, vision_config
 from edgemed.core.images import ImagePreparation
 from edgemed.core.units import format_bytes, format_duration
 from edgemed.data import load_samples
@@ -34,6 +35,8 @@ from edgemed.report.tables import print_table
 
 VOCABULARY = 32_000
 IMAGE_ID = 3
+# Of bench/full_width.py's models: TinyLLaVA's SigLIP and LLaVA-Med's CLIP, with random weights.
+SHAPES = ("siglip", "clip336")
 ROUNDS = 3
 
 
@@ -51,10 +54,14 @@ class Setting:
         return torch.bfloat16 if self.device.type == "cuda" else None
 
 
-def build_model(tower: Path, width: int, layers: int) -> Any:
+def build_model(tower: str, width: int, layers: int) -> Any:
     """Tower, fresh projector and a random Llama; the projector alone learns, as in the align stage."""
-    vision = AutoConfig.from_pretrained(tower)
-    vision = getattr(vision, "vision_config", vision)
+    if tower in SHAPES:
+        config = vision_config(MODELS[tower].tower)
+        vision = AutoConfig.for_model(config.pop("model_type"), **config)
+    else:
+        vision = AutoConfig.from_pretrained(tower)
+        vision = getattr(vision, "vision_config", vision)
     heads = max(1, width // 64)
     text = LlamaConfig(
         hidden_size=width,
@@ -75,8 +82,9 @@ def build_model(tower: Path, width: int, layers: int) -> Any:
     )
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config).float()
-    state = AutoModel.from_pretrained(tower, dtype=torch.float32).state_dict()
-    model.model.vision_tower.load_state_dict({k.removeprefix("vision_model."): v for k, v in state.items()}, strict=False)
+    if tower not in SHAPES:
+        state = AutoModel.from_pretrained(tower, dtype=torch.float32).state_dict()
+        model.model.vision_tower.load_state_dict({k.removeprefix("vision_model."): v for k, v in state.items()}, strict=False)
     model.requires_grad_(False)
     model.model.multi_modal_projector.requires_grad_(True)
     return model
@@ -160,7 +168,9 @@ def compare(setting: Setting, rows: list[Row], folder: Path, batch: int) -> dict
 def main() -> int:
     """Run it; the exit code is 1 where the losses of both ways differ."""
     parser = argparse.ArgumentParser(prog="python -m bench.feature_cache", description="Cached tower features against none.")
-    parser.add_argument("--tower", type=Path, required=True, help="an HF SigLIP or CLIP vision model")
+    parser.add_argument(
+        "--tower", required=True, help=f"an HF SigLIP or CLIP vision model, or a full-width one's shape: {', '.join(SHAPES)}"
+    )
     parser.add_argument("--data", required=True, metavar="NAME=PATH")
     parser.add_argument("--split", default="train")
     parser.add_argument("--images", type=int, default=64)
