@@ -314,10 +314,12 @@ class LanguageModel:
         positions, sequences, outputs = range(4), [[0]] * 4, [3]
         found = []
         for tokens, images in ((ids, []), ([ids[0], 0, 0, ids[3]], known)):
-            if self.decode_among(tokens, images, positions, sequences, outputs) != 0:
-                raise load_error("llama.cpp did not take an image's rows on their way to the GPU.", "Leave dense_prompts out.")
-            found.append(self.logits(3).copy())
+            code = self.decode_among(tokens, images, positions, sequences, outputs)
+            if code == 0:
+                found.append(self.logits(3).copy())
             self.forget(0, 0)
+            if code != 0:
+                raise load_error("llama.cpp did not take an image's rows on their way to the GPU.", "Leave dense_prompts out.")
         if not relative_l2(found[1], found[0]) < _SAME:
             raise load_error("An image's rows did not arrive on the GPU as they were sent.", "Leave dense_prompts out.")
 

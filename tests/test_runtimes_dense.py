@@ -143,6 +143,7 @@ def test_a_towers_rows_are_fetched_to_where_they_stay(artifact: Artifact, tmp_pa
 import ctypes, gc, os, sys
 from pathlib import Path
 from edgemed.core.manifest import load_artifact
+from edgemed.core.errors import EngineLoadError
 from runtimes import libllama
 from runtimes.direct import TowerRows
 from runtimes.libmtmd import VisionTower
@@ -173,6 +174,13 @@ del view
 gc.collect()
 assert preloaded.count() == 2
 assert TowerRows().run(np.zeros((2, 2), np.float32), lambda: 7) == (7, False), "nothing was fetched"
+try:
+    llm.take_rows()
+except EngineLoadError as error:  # a CPU takes looked-up rows as they are, without a copy
+    assert "did not take" in error.message and not llm.takes_rows, error
+else:
+    raise AssertionError("rows were taken")
+assert llm.decode_tokens([1, 2], range(2), [[0]] * 2, [1]) == 0, "nothing is left in its cache"
 print("right")
 """
     )
