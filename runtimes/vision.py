@@ -103,14 +103,13 @@ class VisionEncoder:
             try:
                 distance = relative_l2(summarise(self.encode(pixels)), reference)
             except EngineError as error:  # this runtime's graph has no such input
-                found.append(error.message)
+                found.append(f"a failure ({error.message.rstrip('.')})")
                 continue
             if distance <= expected.tolerance:
                 return distance
-            found.append(f"{distance:.2g}")
+            found.append(f"a relative distance of {distance:.2g}")
         raise EngineLoadError(
-            f"Expected the vision tower to agree with the manifest's probe within {expected.tolerance:g}, found a relative "
-            f"distance of {' and '.join(found)}.",
+            f"Expected the vision tower to agree with the manifest's probe within {expected.tolerance:g}, found {' and '.join(found)}.",
             "Convert the model again, or install the pinned llama-cpp-python.",
         )
 
