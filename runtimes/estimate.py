@@ -25,6 +25,7 @@ from typing import Literal
 
 from runtimes.compute import Setup, Usage, llm_compute, tower_compute
 from runtimes.dense import LEAST_ROWS
+from runtimes.direct import pinned_images
 from runtimes.gguf_header import TensorInfo
 from runtimes.graph import ALIGNMENT, CPU, CUDA_ROW_PADDING, GPU, Place, align
 from runtimes.messages import DenseState, EngineSettings
@@ -263,10 +264,15 @@ def _computed(llm: Usage, tower: Usage) -> list[Item]:
 
 
 def _images(shape: PairShape, settings: EngineSettings, copies: int) -> list[Item]:
-    """Pixels as numbers, twice, the rows of an image a slot (those beyond the first only in the embedding cache), and a batch of rows."""
+    """Pixels as numbers, twice, the rows of an image a slot (those beyond the first only in the embedding cache), and a batch of rows.
+
+    With dense prompts the whole cache is taken at loading (direct.py).
+    """
     rows = 4 * shape.image_tokens * shape.tower.out_width
     pixels = 4 * 3 * shape.tower.size_px**2
     kept = min((settings.slots - 1) * rows, settings.embedding_cache_bytes)
+    if settings.dense_prompts:
+        kept = pinned_images(settings.embedding_cache_bytes, rows) * rows
     batch = 4 * settings.batch_tokens * shape.tower.out_width
     return [Item("images", CPU, copies * rows + 2 * pixels + kept + batch)]
 

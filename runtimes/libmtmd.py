@@ -147,13 +147,15 @@ class VisionTower:
         return out
 
     def _memory(self, rows: int) -> F32:
+        if self._direct is not None:
+            return self._direct.memory(rows, self._width)
         out, self._spare = self._spare, None
         return out if out is not None and len(out) == rows else np.empty((rows, self._width), np.float32)
 
     def prepare(self, rows: int) -> None:
         """Get memory for the next image's rows ready: pages that are new have to be cleared by the system at their first use."""
-        if self._spare is None and self._direct is not None:
-            self._spare = self._direct.memory(rows, self._width)
+        if self._direct is not None:
+            self._direct.prepare(rows, self._width)
         elif self._spare is None:
             self._spare = np.empty((rows, self._width), np.float32)
             self._spare.fill(0)

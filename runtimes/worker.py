@@ -177,9 +177,11 @@ def _load_tower(
         rewritable=manifest.vision.tower == "clip",
         flash_attention=flash,
         exact=gpu is not None and manifest.vision.quant in ("F16", "BF16"),
-        direct=TowerRows() if settings.dense_prompts and handle is not None else None,
+        direct=TowerRows(settings.embedding_cache_bytes) if settings.dense_prompts and handle is not None else None,
     )
     encoder = VisionEncoder(tower, manifest)
+    if handle is not None:
+        encoder.prepare()
     return encoder, check_vision(encoder, manifest, libllama.runtime_version(), device, flash, settings)
 
 

@@ -33,7 +33,7 @@ from runtimes.wire import Load
 
 GB = 10**9
 CUDA = Path(dense.__file__).parent / "cuda"
-ROWS = tuple(f"edgemed_{name}" for name in ("rows_begin", "rows_end", "fetch_begin", "fetch_end", "pin", "unpin"))
+ROWS = tuple(f"edgemed_{name}" for name in ("rows_begin", "rows_end", "fetch_begin", "fetch_end", "pin"))
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="shared libraries as on Linux")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
 
@@ -120,7 +120,7 @@ def test_rows_are_written_behind_the_copy_of_what_was_looked_up(tmp_path: Path) 
 @linux
 @needs_compiler
 def test_a_towers_rows_are_fetched_to_where_they_stay(artifact: Artifact, tmp_path: Path) -> None:
-    # The real tower on a CPU; memory is "pinned" by counting it.
+    # The real tower on a CPU; memory is "pinned" by counting it, and the fourth is refused.
     source, library = tmp_path / "fetch.cpp", tmp_path / "fetch.so"
     source.write_text(
         f"""#include "{CUDA / "rows.h"}"
@@ -132,8 +132,7 @@ def test_a_towers_rows_are_fetched_to_where_they_stay(artifact: Artifact, tmp_pa
         extern "C" void ggml_backend_tensor_get(const ggml_tensor *tensor, void *data, size_t offset, size_t size) {{
             get_tensor(tensor, data, offset, size);
         }}
-        extern "C" int edgemed_pin(void *, size_t) {{ return ++pinned > 2; }}
-        extern "C" void edgemed_unpin(void *) {{ --pinned; }}
+        extern "C" int edgemed_pin(void *, size_t) {{ return ++pinned > 3; }}
         extern "C" int count() {{ return pinned; }}"""
     )
     subprocess.run(["g++", "-std=c++17", "-O2", "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
@@ -155,25 +154,31 @@ preloaded.use(os.fsencode(libllama._base._name))
 artifact = load_artifact(Path(sys.argv[1]))
 size = artifact.manifest.image.size_px
 llm = libllama.LanguageModel(artifact.llm_path, EngineSettings(context_tokens=256, gpu_layers=0), 1, no_space_prefix=False)
-usual, direct = (VisionTower(artifact.mmproj_path, size, llm, 1, None, rewritable=True, direct=d) for d in (None, TowerRows()))
+rows = artifact.manifest.vision.image_tokens
+source = TowerRows(5 * 4 * rows * llm.width)  # five and two more are asked for, three are had
+usual, direct = (VisionTower(artifact.mmproj_path, size, llm, 1, None, rewritable=True, direct=d) for d in (None, source))
+for _ in range(2):
+    direct.prepare(rows)
+assert preloaded.count() == 4 and len(source._free) == 3
 rng = np.random.default_rng(3)
 images = [rng.integers(0, 256, (size, size, 3), np.uint8).tobytes() for _ in range(5)]
-kept = []
-for number, image in enumerate(images):
-    if number != 3:  # one whose memory was not made ready
-        direct.prepare(len(usual.encode(images[0])))
-    kept.append(direct.encode(image))
-for image, rows in zip(images, kept):
-    assert np.array_equal(rows, usual.encode(image)), "what was encoded later has not changed it"
-assert preloaded.count() == 4, "two are pinned, two could not be"
-view = kept[0][1:]
+kept = [direct.encode(image) for image in images]
+for image, found in zip(images, kept):
+    assert np.array_equal(found, usual.encode(image)), "what was encoded later has not changed it"
+assert not source._free
+first, view = kept[0].ctypes.data, kept[0][1:]
+kept[1:] = []
+assert len(source._free) == 2
 kept.clear()
 gc.collect()
-assert preloaded.count() == 3, "a view holds its image's memory"
+assert len(source._free) == 2, "a view holds its image's memory"
 del view
 gc.collect()
-assert preloaded.count() == 2
-assert TowerRows().run(np.zeros((2, 2), np.float32), lambda: 7) == (7, False), "nothing was fetched"
+assert len(source._free) == 3
+again = direct.encode(images[4])
+assert again.ctypes.data == first and np.array_equal(again, usual.encode(images[4])), "it is used again"
+assert direct.encode(images[0]).shape == (rows, llm.width) and source.memory(rows + 1, llm.width).shape == (rows + 1, llm.width)
+assert TowerRows(0).run(np.zeros((2, 2), np.float32), lambda: 7) == (7, False), "nothing was fetched"
 try:
     llm.take_rows()
 except EngineLoadError as error:  # a CPU takes looked-up rows as they are, without a copy

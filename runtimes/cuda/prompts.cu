@@ -80,15 +80,11 @@ extern "C" void ggml_backend_tensor_get(const ggml_tensor *tensor, void *data, s
     get_tensor(tensor, data, offset, size);
 }
 
-// Memory that the GPU copies to and from by itself, until it is let go. 0 where it is.
+// Memory that the GPU copies to and from by itself, for good. 0 where it is.
 extern "C" int edgemed_pin(void *memory, size_t bytes) {
     if (cudaSetDevice(used_device) == cudaSuccess && cudaHostRegister(memory, bytes, cudaHostRegisterPortable) == cudaSuccess) return 0;
     cudaGetLastError();
     return 1;
-}
-
-extern "C" void edgemed_unpin(void *memory) {
-    if (cudaSetDevice(used_device) != cudaSuccess || cudaHostUnregister(memory) != cudaSuccess) give_up("memory could not be let go");
 }
 
 // Before the first product: libggml-cuda's path, the GPU, and of how many rows a product is dense.
