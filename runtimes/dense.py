@@ -5,10 +5,9 @@
 
 llama.cpp multiplies 4-bit weights as they are, in integers, which suits cards for which a model's size is what counts. On an H200 the
 dense product is quicker from some hundred rows on, unpacking included; cuda/prompts.cu is what llama.cpp is told so by. The library also
-brings an image's rows from the tower to the model without detours (direct.py). Plans use it
-where it was built and there is room (planner.py); settings can ask for it. Every other product that goes through cuBLAS is then one
-in BF16 too, such as attention without flash attention in a tower; the tower's self-check, made at each load then, judges that.
-Linux, and the kinds of GPU that it was measured on.
+brings an image's rows from the tower to the model without detours (direct.py). Plans use it where it was built and there is room
+(planner.py); settings can ask for it. Every other product that goes through cuBLAS is then one in BF16 too, such as attention without
+flash attention in a tower; the tower's self-check, made at each load then, judges that. Linux, and kinds of GPU that it was measured on.
 """
 
 from __future__ import annotations

@@ -47,11 +47,11 @@ def decode(
     outputs: Sequence[int],
 ) -> int:
     """Run the cells of these parts in one batch: as rows, or among tokens, where an image is among them. Returns llama_decode's code."""
-    if min(cells) < 0 and llm.takes_rows:
+    if min(cells) >= 0:
+        return llm.decode_tokens(cells, positions, sequences, outputs)
+    if llm.takes_rows:
         return llm.decode_among([max(cell, 0) for cell in cells], find_images(cells, parts), positions, sequences, outputs)
-    if min(cells) < 0:
-        return llm.decode_rows(list_rows(cells, parts, llm.token_rows), positions, sequences, outputs)
-    return llm.decode_tokens(cells, positions, sequences, outputs)
+    return llm.decode_rows(list_rows(cells, parts, llm.token_rows), positions, sequences, outputs)
 
 
 def _run_part(llm: LanguageModel, slot: Slot, room: int, skip: int) -> int:

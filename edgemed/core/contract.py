@@ -13,7 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edgemed.core.conversation import ConversationTemplate
-from edgemed.core.errors import CheckpointError, UnsupportedError
+from edgemed.core.errors import CheckpointError, EdgemedError, UnsupportedError
 from edgemed.core.files import os_errors, save_text
 from edgemed.core.images import ImagePreparation
 from edgemed.core.model import Frozen
@@ -66,7 +66,7 @@ def checkpoint_errors(folder: Path) -> Iterator[None]:
     """What transformers and safetensors say of a folder that they cannot load, as a CheckpointError: they have no common base for it."""
     try:
         yield
-    except MemoryError:
+    except (MemoryError, EdgemedError):
         raise
     except Exception as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
