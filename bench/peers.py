@@ -395,7 +395,7 @@ def compare_settings(folder: Path, args: argparse.Namespace) -> Iterator[Row]:
         row = measured("run_edgemed", [str(folder.resolve()), settings], read, interval_s)
         yield replace(row, program=f"{row.program} {json.dumps({k: v for k, v in settings.items() if k not in base})}")
         if args.bin_dir and "bench" in args.programs.split(",") and not row.detail.startswith("failed"):
-            depth = int(json.loads(row.detail)["depth"]) + TEXT_TOKENS
+            depth = int(json.loads(row.detail)["depth"])
             job = partial(llama_bench, args.bin_dir / "llama-bench", artifact.llm_path, depth, gpu, args.threads, settings)
             yield watched("llama-bench", job, lambda: read(os.getpid()), interval_s)
 

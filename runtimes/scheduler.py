@@ -69,6 +69,8 @@ class Scheduler:
         self._limit = min(settings.context_tokens, llm.kv_tokens)
         self._placement = Placement(llm, self._slots, self._limit)
         self._image_turn = False
+        # Where there is one slot: while it answers, nothing but what arrives can change what is to be done next.
+        self._only = self._slots[0] if settings.slots == 1 else None
         # NaN was computed: nothing is begun until all is idle and the cache emptied.
         self._spoilt = False
         self._taken: list[Drawn] = []
@@ -100,6 +102,8 @@ class Scheduler:
 
     def step(self) -> None:
         """Take in what has arrived (waiting for it where there is nothing else to do), admit, and run one batch."""
+        if self._only is not None and self._only.next_token is not None and self._inbox.empty():
+            return self._run_one(self._only)
         self._drain(wait=not self._has_work())
         self._drop_cancelled()
         self._let_in()
@@ -327,8 +331,8 @@ class Scheduler:
     # -- batches ------------------------------------------------------------------------------------------------------
 
     def _run_batch(self) -> None:
-        if len(self._slots) == 1 and not self._slots[0].filling and self._slots[0].job is not None:
-            return self._run_one(self._slots[0])
+        if self._only is not None and self._only.next_token is not None:
+            return self._run_one(self._only)
         busy = [slot for slot in self._slots if slot.job is not None]
         images = [] if self._llm.token_rows else [slot for slot in busy if slot.wants_image]
         others = [slot for slot in busy if slot not in images]
@@ -361,17 +365,21 @@ class Scheduler:
         return idle and any(not job.missing and not job.evaluate and not job.embed for job in self._waiting)
 
     def _run_one(self, slot: Slot) -> None:
-        """An answer's next token where it is the only one: as `_run_slots` does it, in the few steps that a waiting GPU allows."""
+        """An answer's next token where it is the only one: as `_run_slots` does it, and all but the draw while a GPU computes.
+
+        For what stands between two batches it waits: at a small model's 1.2 ms a token, 12 µs are a hundredth of its speed.
+        """
         job, token = slot.active, slot.next_token
         assert token is not None  # it is answering
         code = self._llm.decode_token(token, len(slot.cells), slot.index)
-        self._hand_out()  # while a GPU is still computing this batch
+        self._hand_out()
         if code != 0:
             return self._part_failed(code, [Part(slot, job, [token], True)])
         slot.add([token])
+        self._count_draws()
+        self._show_life()
         if slot.job is job:
             self._draw(slot, 0)
-        self._count_draws()
 
     def _run_parts(self, parts: list[Part]) -> None:
         batch = lay_out(parts, self._llm.reuses)
@@ -460,6 +468,7 @@ class Scheduler:
         self._placement.clear(slot)
 
     def _release(self, job: Job, slot: Slot | None) -> None:
+        self._count_draws()
         if job.sampler is not None:
             job.sampler.close()
             job.sampler = None
@@ -481,6 +490,7 @@ class Scheduler:
             self._placement.clear(first)
 
     def _stats(self) -> SchedulerStats:
+        self._count_draws()
         span = self._drawn[-1][0] - self._drawn[0][0] if self._drawn else 0.0
         count = sum(n for _, n in self._drawn) - (self._drawn[0][1] if self._drawn else 0)
         return SchedulerStats(

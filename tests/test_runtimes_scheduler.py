@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import queue
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from runtimes.batches import drop_spill, lay_out
 from runtimes.jobs import Job, Part, Slot
 from runtimes.messages import EngineSettings, Failed, Finished, Request, Token
 from runtimes.vision import Encoded, hash_image
-from runtimes.wire import Embed, SubmitGroup, Tokenize
+from runtimes.wire import Embed, Stats, SubmitGroup, Tokenize
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["at once", "ahead"])
@@ -293,6 +296,34 @@ def test_cancel_before_admission_and_during_an_answer(manifest: Manifest) -> Non
     assert (bench.ends()[1].reason, bench.ends()[2].reason) == ("cancelled", "cancelled")
     assert bench.tokens(1) == drawn and bench.ends()[1].usage.late_tokens == 0
     assert bench.tokens(2) == 0
+
+
+def test_what_arrives_is_seen_before_an_answers_next_token(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(slots=1, context_tokens=200))
+    bench.ask(1, "a", max_tokens=9)
+    for _ in range(3):
+        bench.scheduler.step()
+    begun = bench.tokens(1)
+    bench.scheduler.post(2, Stats())
+    bench.scheduler.step()
+    stats = bench.ends()[2]
+    assert stats.busy == 1
+    assert bench.tokens(1) <= begun + 1
+    assert begun <= stats.total_tokens <= begun + 1  # ahead, a drawn token's text comes one batch later
+    bench.run()
+    assert bench.scheduler._draws == 0  # counted when it ended, not when somebody looked
+    assert (bench.ends()[1].usage.new_tokens, bench.scheduler._stats().total_tokens) == (9, 9)
+
+
+def test_the_loop_goes_on_after_an_answer_that_was_alone(manifest: Manifest) -> None:
+    bench = Bench(manifest, EngineSettings(slots=1, context_tokens=200))
+    ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+    bench.scheduler._groups._send = lambda id, reply: ended.put(id) if isinstance(reply, Finished) else None
+    threading.Thread(target=bench.scheduler.run, daemon=True).start()
+    for id in (1, 2):
+        bench.ask(id, "a", max_tokens=5)
+        assert ended.get(timeout=30) == id
+        time.sleep(0.05)  # the loop has nothing to do, and waits
 
 
 def test_tokenize_replies_at_once(manifest: Manifest) -> None:
