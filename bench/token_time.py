@@ -16,8 +16,10 @@ lie in the processor's cache, as they may not behind a real GPU's copy).
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
+import random
 import statistics
 import time
 import zlib
@@ -26,13 +28,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp  # before numpy: runtimes/worker.py
+# First, as it brings llama_cpp, which comes before numpy (runtimes/worker.py).
+from runtimes import libllama, worker
+
+# isort: split
 import numpy as np
 
 from edgemed.core.conversation import Turn
 from edgemed.core.manifest import Artifact, load_artifact
 from edgemed.report.tables import print_table
-from runtimes import libllama, worker
 from runtimes.engine import prepare_request
 from runtimes.messages import EngineSettings, Finished
 from runtimes.scheduler import Scheduler
@@ -67,24 +71,24 @@ class Times:
 
 def times(stamps: list[float]) -> Times:
     """Of the moments at which tokens were begun (and the last one ended)."""
-    each = np.diff(stamps) * 1e6
-    later = float(np.median(each[FIRST:]))
-    return Times(float(each.mean()), later, float(each[:FIRST].sum()) - FIRST * later)
+    each = [1e6 * (b - a) for a, b in itertools.pairwise(stamps)]
+    later = statistics.median(each[FIRST:])
+    return Times(statistics.mean(each), later, sum(each[:FIRST]) - FIRST * later)
 
 
 def alone(llm: libllama.LanguageModel, depth: int, wait: Callable[[], object]) -> Times:
     """llama-bench's loop after a prompt by chance."""
-    chance = np.random.default_rng(0)
+    chance = random.Random(0)
     for start in range(0, depth, llm.batch_tokens):
         n = min(llm.batch_tokens, depth - start)
-        code = llm.decode_tokens(chance.integers(5, llm.vocab_size, n).tolist(), range(start, start + n), [[0]] * n, [])
+        code = llm.decode_tokens([chance.randrange(5, llm.vocab_size) for _ in range(n)], range(start, start + n), [[0]] * n, [])
         if code != 0:
             raise SystemExit(f"llama_decode returned {code}.")
     wait()
     stamps = []
     for k in range(NEW_TOKENS):
         stamps.append(time.perf_counter())
-        llm.decode_token(int(chance.integers(5, llm.vocab_size)), depth + k, 0)
+        llm.decode_token(chance.randrange(5, llm.vocab_size), depth + k, 0)
         wait()
     return times([*stamps, time.perf_counter()])
 
@@ -148,7 +152,7 @@ def main() -> None:
     box = Box()
     scheduler, report = worker.load(Load(artifact, EngineSettings(**(base | json.loads(args.settings))), text_only=True), box)
     llm = scheduler._llm
-    wait: Callable[[], object] = lambda: llama_cpp.llama_cpp.llama_synchronize(llm._ctx)  # noqa: E731
+    wait: Callable[[], object] = lambda: libllama.lib.llama_synchronize(llm._ctx)  # noqa: E731
     if args.played:
         wait, scheduler._ahead = play(llm, args.played), True
     question = "Describe"
