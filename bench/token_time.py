@@ -25,6 +25,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def main() -> None:
     box = Box()
     scheduler, report = worker.load(Load(artifact, EngineSettings(**(base | json.loads(args.settings))), text_only=True), box)
     llm = scheduler._llm
-    wait: Callable[[], object] = lambda: libllama.lib.llama_synchronize(llm._ctx)  # noqa: E731
+    wait: Callable[[], object] = partial(libllama.lib.llama_synchronize, llm._ctx)
     if args.played:
         wait, scheduler._ahead = play(llm, args.played), True
     question = "Describe"
